@@ -1,0 +1,31 @@
+# `make book` builds the site and `make test` runs every test, each from a fresh checkout.
+# VENV names the environment to make or reuse; PYTHON the interpreter it is made with.
+VENV ?= .venv
+PYTHON ?= python3
+BIN = $(VENV)/bin
+
+.PHONY: book test lint notebooks clean
+
+book: $(VENV)/.installed-book
+	$(BIN)/mnlib fetch
+	PATH="$(abspath $(BIN)):$$PATH" jupyter-book build book/
+
+test: $(VENV)/.installed-test
+	$(BIN)/pytest
+	$(BIN)/pytest --nbval book/
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+# Re-run every chapter in place on the embedded tier: do this after a change of mnlib or of a cell.
+notebooks: $(VENV)/.installed-test
+	$(BIN)/python scripts/execute.py
+
+$(VENV)/.installed-%: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
+	touch $@
+
+clean:
+	rm -rf _build .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,72 @@
+"""What the chapters share: a figure style, the tier badge, glued numbers and tables."""
+
+import html
+from collections.abc import Iterable
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.display import HTML
+
+from mnlib import data
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; the line styles are for
+# readers in greyscale.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
+
+
+def style() -> None:
+    """Set matplotlib's parameters for the book: 6.5 in wide, light grid, colours and dashes."""
+    plt.rcParams.update(
+        {
+            "figure.figsize": (6.5, 3.6),
+            "figure.dpi": 120,
+            "figure.constrained_layout.use": True,
+            "axes.prop_cycle": plt.cycler(color=COLOURS) + plt.cycler(linestyle=_LINES),
+            "axes.grid": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "grid.alpha": 0.3,
+            "font.size": 9,
+            "legend.frameon": False,
+        }
+    )
+
+
+def badge(*names: str) -> HTML:
+    """Return the one-line badge that tells which tier each input of a chapter is in.
+
+    Args:
+        names: inputs as :func:`mnlib.data.tier` knows them, for example ``"vgg19"``; none when the
+            chapter computes everything from nothing.
+
+    Raises:
+        ValueError: a name that :mod:`mnlib.data` does not know.
+
+    """
+    parts = [f"{html.escape(name)}: <b>{data.tier(name)}</b>" for name in names]
+    text = " · ".join(parts) or "computed from nothing but the code on this page"
+    return HTML(
+        f'<p class="mnlib-badge">Inputs of this page — {text} '
+        '<a href="data.html">(what this means)</a></p>'
+    )
+
+
+def glue(key: str, text: str) -> None:
+    """Hand ``text``, an already rounded number, to the prose: ``{glue:text}`key```.
+
+    Raises:
+        TypeError: ``text`` is not a string, so that its rounding would be left to chance.
+
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"glue({key!r}, {text!r}): give a rounded string, such as f'{{x:.2f}}'")
+    from myst_nb import glue as nb_glue
+
+    nb_glue(key, text, display=False)
+
+
+def table(rows: pd.DataFrame | Iterable[dict]) -> HTML:
+    """Return rows (a data frame or dicts with equal keys) as an HTML table that scrolls sideways."""
+    frame = pd.DataFrame(rows)
+    return HTML(f'<div class="mnlib-table">{frame.to_html(index=False, border=0)}</div>')

@@ -1,0 +1,90 @@
+"""The command ``mnlib``: fetch data, tell which tier each input is in, run and list experiments."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+
+
+def _print_table(rows: Iterable[dict]) -> None:
+    rows = list(rows)
+    if not rows:
+        print("nothing to show")
+        return
+    cells = [list(rows[0])] + [["" if v is None else str(v) for v in row.values()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        print("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
+
+
+def _fetch(args: argparse.Namespace) -> int:
+    from mnlib import data
+
+    rows = data.fetch(args.names)
+    _print_table(rows)
+    return int(bool(args.names) and any(row["outcome"] == "not reached" for row in rows))
+
+
+def _data(args: argparse.Namespace) -> int:
+    from mnlib import data
+
+    _print_table(data.status())
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    from mnlib.experiments import run
+
+    run(args.experiment, models=args.model, protocol=args.protocol, seeds=args.seed)
+    return 0
+
+
+def _runs(args: argparse.Namespace) -> int:
+    from mnlib import runs
+
+    rows = runs.as_dicts()
+    if args.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        shown = ("experiment", "model", "protocol", "seed", "epochs", "accuracy", "date", "commit")
+        _print_table({key: row[key] for key in shown} for row in rows)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the argument parser of ``mnlib``."""
+    top = argparse.ArgumentParser(prog="mnlib", description=__doc__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    fetch = commands.add_parser("fetch", help="bring data and weights (the only use of the network)")
+    fetch.add_argument("names", nargs="*", metavar="NAME", help="default: all that can be reached")
+    fetch.set_defaults(call=_fetch)
+
+    data = commands.add_parser("data", help="tell which tier each input is in")
+    data.set_defaults(call=_data)
+
+    run = commands.add_parser("run", help="run an experiment in full and record it in data/")
+    run.add_argument("experiment")
+    run.add_argument("--model", action="append", help="only this model (may be repeated)")
+    run.add_argument("--protocol", help="only this protocol")
+    run.add_argument("--seed", type=int, action="append", help="default: 0 (may be repeated)")
+    run.set_defaults(call=_run)
+
+    runs = commands.add_parser("runs", help="list the recorded runs")
+    runs.add_argument("--json", action="store_true", help="whole records, as JSON")
+    runs.set_defaults(call=_runs)
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; a foreseen error is one line on standard error and exit status 1."""
+    args = parser().parse_args(argv)
+    try:
+        return args.call(args)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"mnlib: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
