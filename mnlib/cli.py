@@ -56,7 +56,9 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="mnlib", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    fetch = commands.add_parser("fetch", help="bring data and weights (the only use of the network)")
+    fetch = commands.add_parser(
+        "fetch", help="bring data and weights (the only use of the network)"
+    )
     fetch.add_argument("names", nargs="*", metavar="NAME", help="default: all that can be reached")
     fetch.set_defaults(call=_fetch)
 

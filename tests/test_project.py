@@ -1,0 +1,178 @@
+"""The project's own files agree with one another: floors, requirements, notebooks, configuration."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+BOOK = ROOT / "book"
+NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
+
+FLOORS = (
+    {"pca", "ode"},
+    {"separable", "blocks", "residual"},
+    {"models"},
+    {"data"},
+    {"runs", "training", "experiments"},
+    {"book", "diagrams"},
+    {"cli"},
+)
+
+
+def floor(module: str) -> int:
+    """Return the floor of ``mnlib.<module>``."""
+    return next(i for i, names in enumerate(FLOORS) if module in names)
+
+
+def imports(path: Path) -> set[str]:
+    """Return the first-level names of mnlib that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("mnlib.")}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            parts = node.module.split(".")
+            if parts == ["mnlib"]:
+                found |= {a.name for a in node.names}
+            elif parts[0] == "mnlib":
+                found.add(parts[1])
+    return found - {"__version__"}
+
+
+def test_each_floor_imports_only_from_its_own_and_those_below():
+    for path in sorted((ROOT / "mnlib").rglob("*.py")):
+        module = path.relative_to(ROOT / "mnlib").with_suffix("").parts[0]
+        if module != "__init__":
+            too_high = {name for name in imports(path) if floor(name) > floor(module)}
+            assert not too_high, f"{path.name} imports {too_high} from a floor above"
+
+
+def test_importing_mnlib_does_not_import_what_is_slow():
+    code = (
+        "import sys, mnlib, mnlib.pca, mnlib.separable, mnlib.data, mnlib.cli;"
+        "print([m for m in ('torchvision', 'tensorflow_datasets', 'sklearn') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_conda_users_get_the_requirements_of_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert f"python{project['requires-python']}" in conda
+    assert conda[-1] == {"pip": ["-c constraints.txt", "-e .[test]"]}
+
+
+def test_the_constraints_satisfy_the_requirements():
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    pinned = {canonicalize_name(name): version for name, version in pinned.items()}
+    extras = project["optional-dependencies"]
+    for text in project["dependencies"] + extras["book"] + extras["test"]:
+        wanted = Requirement(text)
+        if wanted.name != "mnlib":
+            assert pinned[canonicalize_name(wanted.name)] in wanted.specifier, text
+
+
+def test_the_table_of_contents_lists_every_page():
+    toc = yaml.safe_load((BOOK / "_toc.yml").read_text())
+    listed = {toc["root"], *(chapter["file"] for chapter in toc["chapters"])}
+    assert listed == {path.stem for path in [*NOTEBOOKS, *BOOK.glob("*.md")]}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+class TestNotebook:
+    """A committed notebook was run from top to bottom, on the embedded tier, without an error."""
+
+    @staticmethod
+    def code(path):
+        return [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+
+    def test_every_cell_was_run_in_order(self, path):
+        assert [c["execution_count"] for c in self.code(path)] == list(
+            range(1, len(self.code(path)) + 1)
+        )
+
+    def test_no_output_is_an_error_a_photograph_or_a_path(self, path):
+        for cell in self.code(path):
+            for output in cell["outputs"]:
+                assert output["output_type"] != "error"
+                assert "image/jpeg" not in output.get("data", {})
+                text = json.dumps(
+                    {k: v for k, v in output.get("data", {}).items() if "png" not in k}
+                )
+                assert str(Path.home()) not in text + "".join(output.get("text", ""))
+
+    def test_a_cell_that_should_print_does(self, path):
+        for cell in self.code(path):
+            source = "".join(cell["source"])
+            if any(call in source for call in ("print(", "plt.show(", "book.table(", "display(")):
+                assert cell["outputs"], f"this cell printed nothing:\n{source}"
+
+    def test_every_figure_has_a_number_a_caption_and_alternative_text(self, path):
+        for cell in self.code(path):
+            if any("image/png" in o.get("data", {}) for o in cell["outputs"]):
+                meta = cell["metadata"].get("mystnb", {})
+                assert meta.get("figure", {}).get("caption"), cell["source"]
+                assert meta["figure"].get("name", "").startswith("fig-"), cell["source"]
+                assert meta.get("image", {}).get("alt"), cell["source"]
+
+    def test_the_tier_is_shown_and_was_embedded(self, path):
+        badges = [
+            html
+            for cell in self.code(path)
+            for output in cell["outputs"]
+            if "mnlib-badge" in (html := "".join(output.get("data", {}).get("text/html", "")))
+        ]
+        assert len(badges) == 1
+        assert "real data" not in badges[0]
+
+    def test_no_helper_is_longer_than_a_few_lines(self, path):
+        for cell in self.code(path):
+            for node in ast.walk(ast.parse("".join(cell["source"]))):
+                if isinstance(node, ast.FunctionDef):
+                    assert node.end_lineno - node.lineno < 8, f"{node.name} belongs in mnlib"
+
+
+BREAKAGES = {
+    "cell": "```{code-cell}\nimport mnlib.pca\nassert mnlib.pca.broken\n```",
+    "reference": "See {ref}`nowhere`.",
+    "citation": "See {cite}`nobody1900`.",
+    "equation": "See {eq}`nothing`.",
+    "link": "See {doc}`no-such-page`.",
+}
+
+
+@pytest.mark.parametrize("kind", [None, *BREAKAGES])
+def test_a_broken_page_fails_the_plain_build(kind, tmp_path):
+    """The book's own settings, one small page: sound it builds, broken it exits non-zero."""
+    for name in ("_config.yml", "book/_ext", "book/references.bib"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(ROOT / name)
+    front = (
+        "---\njupytext: {formats: 'md:myst', text_representation: {extension: .md, "
+        "format_name: myst}}\nkernelspec: {display_name: Python 3, language: python, "
+        "name: python3}\n---\n\n# Page\n\n"
+    )
+    (tmp_path / "book/_toc.yml").write_text("format: jb-book\nroot: page\n")
+    body = "```{code-cell}\nprint(1)\n```" if kind is None else BREAKAGES[kind]
+    (tmp_path / "book/page.md").write_text(front + body + "\n")
+    result = subprocess.run(
+        ["jupyter-book", "build", "book/"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )
+    assert (result.returncode == 0) == (kind is None), result.stdout + result.stderr
