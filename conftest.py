@@ -1,4 +1,4 @@
-"""Pytest settings of the whole project: `pytest` runs the unit tests, `pytest --nbval book/` the book."""
+"""Settings of both test runs: `pytest` (the unit tests) and `pytest --nbval book/` (the book)."""
 
 import os
 from pathlib import Path

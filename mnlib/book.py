@@ -67,6 +67,6 @@ def glue(key: str, text: str) -> None:
 
 
 def table(rows: pd.DataFrame | Iterable[dict]) -> HTML:
-    """Return rows (a data frame or dicts with equal keys) as an HTML table that scrolls sideways."""
+    """Return rows (a data frame or dicts with equal keys) as an HTML table."""
     frame = pd.DataFrame(rows)
     return HTML(f'<div class="mnlib-table">{frame.to_html(index=False, border=0)}</div>')
