@@ -21,7 +21,7 @@ FLOORS = (
     {"models"},
     {"data"},
     {"runs", "training", "experiments"},
-    {"book", "diagrams"},
+    {"book", "diagrams", "architecture"},
     {"cli"},
 )
 

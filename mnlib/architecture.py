@@ -1,0 +1,136 @@
+"""A network seen from outside: its layers and their cost, and the drawing of Figure 1."""
+
+import copy
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.patches import Arc, Patch, Rectangle
+from torch import nn
+
+from mnlib.blocks import InvertedResidual, SqueezeExcitation
+from mnlib.book import COLOURS
+
+PUBLISHED = Path(__file__).parents[1] / "data" / "published.csv"
+
+# kind of layer: colour and hatch
+KINDS = {
+    "convolution": ("#777777", ""),
+    "depthwise": (COLOURS[4], "///"),
+    "pointwise": (COLOURS[0], ""),
+    "inverted residual": (COLOURS[2], ""),
+    "inverted residual with SE": (COLOURS[1], "..."),
+}
+
+
+class Layer(NamedTuple):
+    """A child of a MobileNet's ``features``; ``size`` is the side of its output in pixels."""
+
+    kind: str
+    channels: int
+    size: int
+    shortcut: bool
+
+
+def layers(model: nn.Module, size: int = 224) -> list[Layer]:
+    """Return what each child of ``model.features`` is and gives for a size×size image.
+
+    Shapes come from a pass over meta tensors, in which nothing is computed.
+    """
+    found = []
+
+    def look(module: nn.Module, _inputs, output: torch.Tensor) -> None:
+        modules = list(module.modules())
+        conv = next(m for m in modules if isinstance(m, nn.Conv2d))
+        if isinstance(module, InvertedResidual):
+            gated = any(isinstance(m, SqueezeExcitation) for m in modules)
+            kind = "inverted residual with SE" if gated else "inverted residual"
+        elif conv.groups > 1:
+            kind = "depthwise"
+        else:
+            kind = "pointwise" if conv.kernel_size == (1, 1) else "convolution"
+        found.append(Layer(kind, *output.shape[1:3], getattr(module, "shortcut", False)))
+
+    model = copy.deepcopy(model).to("meta").eval()
+    for child in model.features:
+        child.register_forward_hook(look)
+    model.features(torch.empty(1, 3, size, size, device="meta"))
+    return found
+
+
+def cost_shares(model: nn.Module, size: int = 224) -> dict[str, tuple[float, float]]:
+    """Return, for each kind of layer, its share of all weights and of all multiply-adds.
+
+    Kinds are ``convolution`` (the stem), ``depthwise``, ``pointwise``, ``squeeze-excitation`` and
+    ``classifier``. Biases and batch norms do not count, as in Table 2 of Howard et al. (2017);
+    multiply-adds are those of one size×size image, in a pass over meta tensors.
+    """
+    weights, madds = defaultdict(int), defaultdict(int)
+    model = copy.deepcopy(model).to("meta").eval()
+    gates = {m for s in model.modules() if isinstance(s, SqueezeExcitation) for m in s.modules()}
+
+    def look(module: nn.Module, _inputs, output: torch.Tensor) -> None:
+        if isinstance(module, nn.Linear):
+            kind = "classifier"
+        elif module in gates:
+            kind = "squeeze-excitation"
+        elif module.groups > 1:
+            kind = "depthwise"
+        else:
+            kind = "pointwise" if module.kernel_size == (1, 1) else "convolution"
+        weights[kind] += module.weight.numel()
+        madds[kind] += module.weight.numel() * output[0, 0].numel()
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(look)
+    model(torch.empty(1, 3, size, size, device="meta"))
+    totals = sum(weights.values()), sum(madds.values())
+    return {kind: (weights[kind] / totals[0], madds[kind] / totals[1]) for kind in weights}
+
+
+def published() -> pd.DataFrame:
+    """Return the papers' own figures, a row a model: millions of parameters and of multiply-adds.
+
+    ``top1_percent`` is the paper's ImageNet accuracy, evaluated as ``evaluation`` says;
+    ``citation`` is the key of the bibliography. A figure that the paper does not give is NaN.
+    """
+    return pd.read_csv(PUBLISHED)
+
+
+def draw(ax: Axes, model: nn.Module, title: str) -> None:
+    """Draw a MobileNet from left to right, a box a child of ``model.features`` (Figure 1).
+
+    Heights are proportional to the root of the feature map's side, widths to the root of its
+    channels; an arc stands over each block with a shortcut; channels are written below the boxes,
+    sides above where they change.
+    """
+    x, last_size = 0.0, None
+    for layer in layers(model):
+        width, height = 0.08 * layer.channels**0.5, layer.size**0.5
+        colour, hatch = KINDS[layer.kind]
+        box = Rectangle((x, -height / 2), width, height, facecolor=colour, edgecolor="white")
+        box.set(hatch=hatch, linewidth=0.5)
+        ax.add_patch(box)
+        middle = x + width / 2
+        if layer.shortcut:
+            ax.add_patch(Arc((middle, height / 2), width + 0.3, 3, theta2=180, color="0.35"))
+        ax.text(middle, -8.2, layer.channels, rotation=90, ha="center", va="top", fontsize=6.5)
+        if layer.size != last_size:
+            ax.text(x, max(height / 2, 2) + 2, f"{layer.size}²", fontsize=7)
+            last_size = layer.size
+        x += width + 0.3
+    ax.set(xlim=(-0.3, x), ylim=(-13, 11.5))
+    ax.set_title(title, loc="left", fontsize=9)
+    ax.axis("off")
+
+
+def legend_handles() -> list[Patch]:
+    """Return the patches that explain the colours and hatches of :func:`draw`."""
+    return [
+        Patch(facecolor=colour, hatch=hatch, edgecolor="white", label=kind)
+        for kind, (colour, hatch) in KINDS.items()
+    ]

@@ -1,0 +1,81 @@
+"""The outside view of the networks agrees with the papers and with the networks themselves."""
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from mnlib import architecture
+from mnlib.blocks import count_macs
+from mnlib.models import mobilenet
+
+MODELS = {
+    "v1": mobilenet.mobilenet_v1,
+    "v2": mobilenet.mobilenet_v2,
+    "large": mobilenet.mobilenet_v3_large,
+    "small": mobilenet.mobilenet_v3_small,
+}
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    with torch.device("meta"):
+        return MODELS[request.param]()
+
+
+def test_layers_of_v3_large_follow_its_table():
+    with torch.device("meta"):
+        found = architecture.layers(mobilenet.mobilenet_v3_large())
+    assert [layer.channels for layer in found[1:-1]] == [row.out for row in mobilenet.V3_LARGE]
+    assert [layer.kind.endswith("SE") for layer in found[1:-1]] == [
+        row.se for row in mobilenet.V3_LARGE
+    ]
+    assert [layer.size for layer in found] == [112] * 2 + [56] * 2 + [28] * 3 + [14] * 6 + [7] * 4
+    assert sum(layer.shortcut for layer in found) == 10
+
+
+def test_cost_shares_add_up_to_the_whole_network(model):
+    shares = architecture.cost_shares(model)
+    assert sum(p for p, _ in shares.values()) == pytest.approx(1)
+    assert sum(m for _, m in shares.values()) == pytest.approx(1)
+    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+    weights = sum(p.numel() for p in model.parameters() if p.dim() > 1)
+    assert shares["classifier"][0] == pytest.approx(linear / weights)
+    assert shares["classifier"][1] == pytest.approx(linear / count_macs(model))
+
+
+def test_cost_shares_of_v1_are_those_of_its_paper():
+    """Howard et al. (2017), Table 2; its 1.19 % for the first layer is 1.91 with digits swapped."""
+    with torch.device("meta"):
+        shares = architecture.cost_shares(mobilenet.mobilenet_v1())
+    percent = {kind: (100 * p, 100 * m) for kind, (p, m) in shares.items()}
+    assert percent["pointwise"] == pytest.approx((74.59, 94.86), abs=0.006)
+    assert percent["depthwise"] == pytest.approx((1.06, 3.06), abs=0.006)
+    assert percent["classifier"] == pytest.approx((24.33, 0.18), abs=0.006)
+    assert percent["convolution"] == pytest.approx((0.02, 1.91), abs=0.006)
+
+
+def test_looking_leaves_the_network_as_it_was(model):
+    keys = list(model.state_dict())
+    architecture.layers(model)
+    architecture.cost_shares(model)
+    assert list(model.state_dict()) == keys
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_the_drawing_shows_every_layer(model):
+    _, ax = plt.subplots()
+    architecture.draw(ax, model, "title")
+    written = [text.get_text() for text in ax.texts]
+    layers = architecture.layers(model)
+    assert [t for t in written if "²" not in t] == [str(layer.channels) for layer in layers]
+    assert [t for t in written if "²" in t] == ["112²", "56²", "28²", "14²", "7²"]
+    arcs = [p for p in ax.patches if type(p).__name__ == "Arc"]
+    assert len(arcs) == sum(layer.shortcut for layer in layers)
+    plt.close()
+
+
+def test_published_figures_name_a_source_in_the_bibliography():
+    table = architecture.published()
+    text = (architecture.PUBLISHED.parents[1] / "book" / "references.bib").read_text()
+    assert all(f"{{{key}," in text for key in table.citation)
+    assert table.top1_percent.between(60, 80).all()
