@@ -1,0 +1,47 @@
+"""Time variants against one another: interleaved in one process, so that the machine's moods cancel.
+
+Absolute times on a shared machine are noise; the ratio of two variants that took turns is not.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+
+class Times(dict):
+    """Median seconds of each variant by name; ``rounds`` holds the seconds of every round."""
+
+    def __init__(self, rounds: dict[str, list[float]]):
+        super().__init__({name: statistics.median(s) for name, s in rounds.items()})
+        self.rounds = rounds
+
+
+def compare(variants: dict[str, Callable[[], object]], repeats: int = 7) -> Times:
+    """Run every variant once to warm up, then ``repeats`` rounds of each in turn."""
+    for variant in variants.values():
+        variant()
+    rounds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(repeats):
+        for name, variant in variants.items():
+            start = time.perf_counter()
+            variant()
+            rounds[name].append(time.perf_counter() - start)
+    return Times(rounds)
+
+
+def report(times: Times, reference: str | None = None, title: str = "") -> None:
+    """Print medians, and the ratio of each variant to ``reference`` (by default the first).
+
+    The ratio is taken round by round: its median, and in brackets its smallest and largest.
+    """
+    reference = reference or next(iter(times))
+    width = max(map(len, times))
+    if title:
+        print(title)
+    print(f"{'':{width}}  {'median':>10}  time / {reference}")
+    for name, median in times.items():
+        pairs = zip(times.rounds[name], times.rounds[reference], strict=True)
+        ratios = sorted(ours / theirs for ours, theirs in pairs)
+        spread = f"{statistics.median(ratios):8.3g}  [{ratios[0]:.3g}, {ratios[-1]:.3g}]"
+        print(f"{name:{width}}  {1e3 * median:7.4g} ms  {spread}")
+    print()
