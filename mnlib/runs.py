@@ -1,0 +1,216 @@
+"""Recorded runs: what was trained or measured, with which code and machine, and what came out.
+
+A run is one JSON file under ``data/runs``, its weights a file under ``data/checkpoints``. Both are
+committed, so that a reader without the data or the hours still sees results with their provenance.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "data"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recorded run.
+
+    ``accuracy`` is a fraction of the test set (None where nothing is classified), ``seconds`` the
+    wall time, ``checkpoint`` a file name under ``data/checkpoints`` with its ``sha256``, and
+    ``results`` whatever else was measured (curves, per-layer values), as JSON types.
+    """
+
+    experiment: str
+    model: str
+    dataset: str
+    protocol: str
+    seed: int
+    epochs: int
+    parameters: int
+    accuracy: float | None
+    hardware: str
+    seconds: float
+    commit: str
+    date: str
+    command: str
+    checkpoint: str | None = None
+    sha256: str | None = None
+    results: dict = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The stem of the run's files: experiment, model, protocol and seed."""
+        return f"{self.experiment}-{self.model}-{self.protocol}-{self.seed}"
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Have ``write`` fill a temporary file beside ``path``, then put it in place in one step.
+
+    Raises:
+        OSError: the folder cannot be written to; ``path`` is then as it was before.
+
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    os.close(handle)
+    try:
+        write(Path(temporary))
+        os.chmod(temporary, 0o644)  # mkstemp's files are private
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def environment() -> dict[str, str]:
+    """Return ``hardware``, ``commit``, ``date`` (UTC) and ``command`` of this very process.
+
+    ``commit`` ends in ``-dirty`` where tracked files differ from it, and is ``unknown`` outside a
+    git checkout.
+    """
+    return {
+        "hardware": _hardware(),
+        "commit": _commit(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def _hardware() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()} × {torch.cuda.device_count()}"
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass  # not Linux, or a processor that /proc does not name
+    return f"{cpu} × {os.cpu_count()}"
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty"]
+    try:
+        # --exclude keeps a tag's name out, so that the answer is always the hash
+        done = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def save_run(
+    run: Run,
+    state: Mapping[str, torch.Tensor] | None = None,
+    *,
+    half: bool = False,
+    folder: Path = FOLDER,
+) -> Run:
+    """Write a run, and its weights ``state`` if there are any; return it with ``sha256`` set.
+
+    Args:
+        run: the run; its ``checkpoint`` and ``sha256`` are set here.
+        state: a state dict, written to ``checkpoints/<run.name>.pt``.
+        half: store floating-point tensors as float16 (evaluate that before you call it accurate).
+        folder: holds ``runs`` and ``checkpoints``.
+
+    Raises:
+        OSError: the folder cannot be written to; no half-written file is left.
+        ValueError: ``run`` holds what JSON cannot (NaN, a tensor).
+
+    """
+    _encode(run)  # refuse what JSON cannot hold before a checkpoint is written
+    if state is not None:
+        kept = {
+            key: value.detach().cpu().contiguous().to(torch.float16)
+            if half and value.is_floating_point()
+            else value.detach().cpu().contiguous()
+            for key, value in state.items()
+        }
+        checkpoint = folder / "checkpoints" / f"{run.name}.pt"
+        write_atomically(checkpoint, lambda part: torch.save(kept, part))
+        run = dataclasses.replace(run, checkpoint=checkpoint.name, sha256=_sha256(checkpoint))
+    text = _encode(run)
+    path = folder / "runs" / f"{run.name}.json"
+    write_atomically(path, lambda part: part.write_text(text + "\n", encoding="utf-8"))
+    return run
+
+
+def _encode(run: Run) -> str:
+    try:
+        return json.dumps(dataclasses.asdict(run), indent=1, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"run {run.name} holds what JSON cannot ({error}); use numbers") from error
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def load_runs(experiment: str | None = None, *, folder: Path = FOLDER) -> list[Run]:
+    """Return the recorded runs, all or one experiment's, ordered by file name.
+
+    Raises:
+        ValueError: a file is no run (broken JSON, a missing or an unknown field).
+
+    """
+    found = []
+    for path in sorted((folder / "runs").glob("*.json")):
+        try:
+            found.append(Run(**json.loads(path.read_text(encoding="utf-8"))))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{path.name} is no recorded run ({error}); restore it from git or remove it"
+            ) from error
+    return [run for run in found if experiment in (None, run.experiment)]
+
+
+def load_checkpoint(run: Run, *, folder: Path = FOLDER) -> dict[str, torch.Tensor]:
+    """Return the state dict of ``run`` as float32 on the CPU, once its checksum has been verified.
+
+    Raises:
+        FileNotFoundError: the run has no checkpoint, or its file is not there.
+        ValueError: the file's sha256 is not the recorded one.
+
+    """
+    if run.checkpoint is None:
+        raise FileNotFoundError(f"run {run.name} has no checkpoint; train one with: {run.command}")
+    path = folder / "checkpoints" / run.checkpoint
+    if not path.is_file():
+        raise FileNotFoundError(f"{run.checkpoint} of run {run.name} is missing; git restore it")
+    if (found := _sha256(path)) != run.sha256:
+        raise ValueError(
+            f"{run.checkpoint} has sha256 {found[:12]}…, its run recorded {str(run.sha256)[:12]}…; "
+            "git restore both"
+        )
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+
+
+def provenance(run: Run) -> str:
+    """Return one readable line: what ran when, on what, for how long, at which commit."""
+    dirty = " with local changes" if run.commit.endswith("-dirty") else ""
+    trained = f"{run.epochs} epoch{'s' * (run.epochs != 1)}, " if run.epochs else ""
+    duration = f"{run.seconds:.0f} s" if run.seconds < 120 else f"{run.seconds / 60:.0f} min"
+    return (
+        f"{run.experiment}: {run.model} on {run.dataset}, protocol {run.protocol}, {trained}"
+        f"seed {run.seed}, {duration} on {run.hardware}, {run.date[:10]}, "
+        f"commit {run.commit[:10]}{dirty}"
+    )
+
+
+def as_dicts(experiment: str | None = None, *, folder: Path = FOLDER) -> list[dict]:
+    """Return the recorded runs as JSON-ready dicts, for ``mnlib runs --json``."""
+    return [dataclasses.asdict(run) for run in load_runs(experiment, folder=folder)]

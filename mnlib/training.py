@@ -1,0 +1,266 @@
+"""One training loop, on Lightning Fabric: device, precision and number of processes are its affair.
+
+Images stay in memory as uint8 and are augmented and normalised a batch at a time on the device.
+Every random choice of an epoch follows from (seed, epoch) alone, and a checkpoint is put in place
+after each epoch: a run killed at any moment resumes to the losses of one that was not.
+"""
+
+import hashlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from mnlib.runs import write_atomically
+
+#: Mean and standard deviation of each channel in [0, 1]: of CIFAR-10's training images, and
+#: torchvision's for ImageNet, which the pre-trained MobileNets expect.
+STATISTICS = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained; every field enters the result.
+
+    ``sizes`` holds the side in pixels that the images are resized to, epoch by epoch, so that its
+    length is the number of epochs. ``optimiser`` is ``"sgd"`` (Nesterov momentum 0.9, linear
+    warm-up over ``warmup`` of the steps to ``rate``, then linear to zero) or ``"adam"`` (constant
+    ``rate``; Kingma and Ba, 2015). ``decay`` spares norms and biases. ``augment`` flips left-right
+    and shifts by up to ``size // 8`` pixels, reflecting at the border.
+    """
+
+    sizes: tuple[int, ...]
+    batch: int = 128
+    optimiser: str = "sgd"
+    rate: float = 0.2
+    warmup: float = 0.2
+    decay: float = 5e-4
+    smoothing: float = 0.0
+    augment: bool = True
+    statistics: str = "cifar10"
+
+    def __post_init__(self) -> None:
+        if not self.sizes:
+            raise ValueError("a recipe without epochs (sizes=()) trains nothing; give one a size")
+        if self.optimiser not in ("sgd", "adam"):
+            raise ValueError(f"optimiser {self.optimiser!r} is unknown; use 'sgd' or 'adam'")
+        if self.statistics not in STATISTICS:
+            raise ValueError(f"statistics {self.statistics!r} unknown; use one of {[*STATISTICS]}")
+
+    @property
+    def epochs(self) -> int:
+        """The number of passes over the training images."""
+        return len(self.sizes)
+
+    def rate_at(self, progress: float) -> float:
+        """Return the learning rate when the fraction ``progress`` of all steps is done."""
+        if self.optimiser == "adam":
+            return self.rate
+        return self.rate * min(progress / self.warmup, (1 - progress) / (1 - self.warmup))
+
+
+def prepare(images: Tensor, size: int, statistics: str) -> Tensor:
+    """Turn uint8 N×H×W×C images into normalised float32 N×C×size×size, channels last in memory."""
+    mean, std = (torch.tensor(v, device=images.device) for v in STATISTICS[statistics])
+    x = (images.float() / 255 - mean) / std
+    x = x.permute(0, 3, 1, 2)
+    if x.shape[-1] == size == x.shape[-2]:
+        return x
+    return F.interpolate(x, (size, size), mode="bilinear", antialias=True)
+
+
+def augment(x: Tensor, draws: Tensor) -> Tensor:
+    """Flip and shift each image: a random crop of the image padded by reflection.
+
+    Args:
+        x: N×C×H×W floats.
+        draws: N×3 numbers in [0, 1): flip below one half, vertical and horizontal offset.
+
+    """
+    n, _, height, width = x.shape
+    reach = min(height, width) // 8
+    x = F.pad(x, (reach,) * 4, mode="reflect")
+    top, left = (draws[:, 1:] * (2 * reach + 1)).long().T
+    rows = top[:, None] + torch.arange(height, device=x.device)
+    columns = torch.arange(width, device=x.device).expand(n, width)
+    columns = torch.where(draws[:, :1] < 0.5, columns.flip(1), columns) + left[:, None]
+    every = torch.arange(n, device=x.device)[:, None, None]
+    # gathered from N×H×W×C, so that the result stays channels last
+    return x.permute(0, 2, 3, 1)[every, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+
+
+def logits(
+    model: nn.Module, images: Tensor | np.ndarray, *, size: int, statistics: str, batch: int = 250
+) -> Tensor:
+    """Return the model's outputs in evaluation mode for uint8 N×H×W×C images, N×classes, float32.
+
+    The model's device is used, its mode is restored, and the outputs come back on the CPU.
+    """
+    device, mode = next(model.parameters()).device, model.training
+    model.eval()
+    with torch.inference_mode():
+        parts = [
+            model(prepare(part.to(device), size, statistics)).float().cpu()
+            for part in torch.as_tensor(images).split(batch)
+        ]
+    model.train(mode)
+    return torch.cat(parts)
+
+
+def accuracy(outputs: Tensor, labels: Tensor | np.ndarray) -> float:
+    """Return the fraction of rows of ``outputs``, N×classes, whose largest entry is the label."""
+    return (outputs.argmax(1) == torch.as_tensor(labels)).double().mean().item()
+
+
+def split(labels: np.ndarray, held_out: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sorted indices kept and held out, ``held_out`` of them, in equal shares a class.
+
+    Raises:
+        ValueError: ``held_out`` leaves nothing on one of the two sides.
+
+    """
+    if not 0 < held_out < len(labels):
+        raise ValueError(f"cannot hold {held_out} of {len(labels)} images out; take fewer")
+    rng = np.random.default_rng(seed)
+    # an image's quantile within its own class, shuffled: the smallest ones are held out
+    quantile = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        quantile[members] = (rng.permutation(len(members)) + rng.random()) / len(members)
+    order = np.argsort(quantile, kind="stable")
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def fit(
+    model: nn.Module,
+    images: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    validation: tuple[Tensor | np.ndarray, Tensor | np.ndarray] | None = None,
+    progress: Path | None = None,
+    fabric: Fabric | None = None,
+) -> dict[str, list[float]]:
+    """Train ``model`` in place, and return its curves: one value an epoch.
+
+    Args:
+        model: maps float N×C×H×W to N×classes.
+        images: uint8 N×H×W×C.
+        labels: int64 N.
+        recipe: how to train.
+        seed: of the order of images, their augmentation and what is random within the model.
+        validation: images and labels whose accuracy is taken after each epoch.
+        progress: file that holds the state after the last whole epoch: training resumes from it,
+            and refuses a state of another recipe, seed or shape of model.
+        fabric: a launched Fabric; without one, a single process on the device Fabric picks.
+            Every process takes its share of each batch, and all must hold the same images.
+
+    Returns:
+        ``loss`` and ``rate`` (mean loss of the epoch's steps, learning rate after its last) and,
+        with ``validation``, ``accuracy``.
+
+    Raises:
+        ValueError: images and labels do not match, or a batch does not divide among the processes,
+            or ``progress`` belongs to another training.
+        FloatingPointError: the loss is no longer finite.
+
+    """
+    fabric = fabric or Fabric(devices=1)
+    images, labels = torch.as_tensor(images), torch.as_tensor(labels)
+    if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels):
+        raise ValueError(
+            f"got images {tuple(images.shape)} {images.dtype} and {len(labels)} labels; "
+            "give uint8 N×H×W×C and N labels"
+        )
+    batch = min(recipe.batch, len(images))
+    if batch % fabric.world_size:
+        raise ValueError(f"a batch of {batch} does not divide among {fabric.world_size} processes")
+    mine = slice(fabric.global_rank, None, fabric.world_size)
+    steps = len(images) // batch  # the images left over change from epoch to epoch
+
+    bare, optimiser = model, _optimiser(model, recipe)
+    model, optimiser = fabric.setup(model, optimiser)
+    history: dict[str, list[float]] = {"loss": [], "rate": []}
+    if validation is not None:
+        history["accuracy"] = []
+    identity = _identity(bare, recipe, seed, len(images))
+    if progress is not None and progress.is_file():
+        saved = torch.load(progress, map_location=fabric.device, weights_only=True)
+        if saved["identity"] != identity:
+            raise ValueError(f"{progress} belongs to another training; remove it to start afresh")
+        bare.load_state_dict(saved["model"])
+        optimiser.load_state_dict(saved["optimiser"])
+        history = saved["history"]
+
+    for epoch in range(len(history["loss"]), recipe.epochs):
+        torch.manual_seed(epoch * 1_000_003 + seed)  # also for what is random within the model
+        draw = torch.Generator().manual_seed(epoch * 1_000_003 + seed)
+        order = torch.randperm(len(images), generator=draw)[: steps * batch]
+        total = torch.zeros((), device=fabric.device)
+        model.train()
+        bar = tqdm(
+            order.split(batch),
+            f"epoch {epoch + 1}/{recipe.epochs}",
+            leave=False,
+            disable=not sys.stderr.isatty() or fabric.global_rank > 0,
+        )
+        for step, chosen in enumerate(bar):
+            draws = torch.rand(batch, 3, generator=draw)[mine].to(fabric.device)
+            chosen = chosen[mine]
+            x = prepare(images[chosen].to(fabric.device), recipe.sizes[epoch], recipe.statistics)
+            x = augment(x, draws) if recipe.augment else x
+            y = labels[chosen].to(fabric.device)
+            rate = recipe.rate_at((epoch * steps + step + 0.5) / (recipe.epochs * steps))
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.zero_grad()
+            loss = F.cross_entropy(model(x), y, label_smoothing=recipe.smoothing)
+            fabric.backward(loss)
+            optimiser.step()
+            total += loss.detach()
+        mean = fabric.all_reduce(total / steps).item()
+        if not np.isfinite(mean):
+            raise FloatingPointError(f"loss {mean} in epoch {epoch + 1}; lower rate {recipe.rate}")
+        history["loss"].append(mean)
+        history["rate"].append(rate)
+        if validation is not None:
+            outputs = logits(
+                bare, validation[0], size=recipe.sizes[-1], statistics=recipe.statistics
+            )
+            history["accuracy"].append(accuracy(outputs, validation[1]))
+        if progress is not None and fabric.global_rank == 0:
+            state = {
+                "identity": identity,
+                "model": bare.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "history": history,
+            }
+            write_atomically(progress, lambda part, state=state: torch.save(state, part))
+        fabric.barrier()
+    return history
+
+
+def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if recipe.optimiser == "adam":
+        return torch.optim.Adam(groups, lr=recipe.rate)
+    return torch.optim.SGD(groups, lr=recipe.rate, momentum=0.9, nesterov=True)
+
+
+def _identity(model: nn.Module, recipe: Recipe, seed: int, n: int) -> str:
+    shapes = [(key, tuple(value.shape)) for key, value in model.state_dict().items()]
+    return hashlib.sha256(repr((recipe, seed, n, shapes)).encode()).hexdigest()

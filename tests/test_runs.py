@@ -1,0 +1,114 @@
+"""Recorded runs: round trip, provenance, checksums, atomic files."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from mnlib import runs
+
+RUN = runs.Run(
+    experiment="table1",
+    model="resnet20",
+    dataset="cifar10",
+    protocol="slides",
+    seed=3,
+    epochs=8,
+    parameters=269722,
+    accuracy=0.8514,
+    hardware="abacus × 2",
+    seconds=900.4,
+    commit="0123456789abcdef",
+    date="2026-11-23T02:00:00Z",
+    command="mnlib run table1",
+    results={"loss": [2.3, 1.9]},
+)
+STATE = {"weight": torch.linspace(-1, 1, 7).reshape(7, 1), "count": torch.tensor(4)}
+
+
+def test_run_and_weights_come_back_as_they_were_saved(tmp_path):
+    saved = runs.save_run(RUN, STATE, folder=tmp_path)
+    assert saved.checkpoint == "table1-resnet20-slides-3.pt"
+    assert runs.load_runs("table1", folder=tmp_path) == [saved]
+    assert runs.load_runs("flowers", folder=tmp_path) == []
+    state = runs.load_checkpoint(saved, folder=tmp_path)
+    assert state.keys() == STATE.keys()
+    assert all(torch.equal(state[k], STATE[k]) for k in STATE)
+
+
+def test_half_precision_rounds_floats_only(tmp_path):
+    saved = runs.save_run(RUN, STATE, half=True, folder=tmp_path)
+    state = runs.load_checkpoint(saved, folder=tmp_path)
+    assert torch.equal(state["weight"], STATE["weight"].half().float())
+    assert torch.equal(state["count"], STATE["count"])
+
+
+def test_json_is_the_object_that_the_listing_prints(tmp_path):
+    saved = runs.save_run(RUN, STATE, folder=tmp_path)
+    (listed,) = runs.as_dicts(folder=tmp_path)
+    assert listed == dataclasses.asdict(saved) == json.loads(json.dumps(listed))
+    assert {"experiment", "accuracy", "commit", "command", "checkpoint", "sha256"} <= set(listed)
+
+
+def test_checkpoint_that_changed_or_went_missing_is_refused(tmp_path):
+    saved = runs.save_run(RUN, STATE, folder=tmp_path)
+    path = tmp_path / "checkpoints" / saved.checkpoint
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(ValueError, match="sha256"):
+        runs.load_checkpoint(saved, folder=tmp_path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="missing"):
+        runs.load_checkpoint(saved, folder=tmp_path)
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        runs.load_checkpoint(RUN, folder=tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    target = tmp_path / "value.txt"
+    target.write_text("old")
+
+    def fails(part):
+        part.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        runs.write_atomically(target, fails)
+    assert [p.name for p in tmp_path.iterdir()] == ["value.txt"]
+    assert target.read_text() == "old"
+
+
+def test_what_json_cannot_hold_is_refused_before_anything_is_written(tmp_path):
+    for bad in (float("nan"), torch.ones(1)):
+        with pytest.raises(ValueError, match="JSON"):
+            runs.save_run(dataclasses.replace(RUN, results={"loss": bad}), STATE, folder=tmp_path)
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_a_broken_run_file_is_named(tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "odd.json").write_text('{"experiment": "x"}')
+    with pytest.raises(ValueError, match=r"odd\.json"):
+        runs.load_runs(folder=tmp_path)
+
+
+def test_environment_names_machine_commit_and_time():
+    now = runs.environment()
+    assert set(now) == {"hardware", "commit", "date", "command"}
+    assert all(now.values())
+    assert now["commit"] == "unknown" or len(now["commit"].removesuffix("-dirty")) == 40
+
+
+def test_provenance_is_one_line_that_tells_a_dirty_tree():
+    line = runs.provenance(RUN)
+    assert "\n" not in line
+    assert "15 min on abacus × 2" in line
+    assert "local changes" not in line
+    assert "local changes" in runs.provenance(dataclasses.replace(RUN, commit="0123-dirty"))
+
+
+def test_every_recorded_run_of_the_project_is_whole():
+    for run in runs.load_runs():
+        assert run.date
+        if run.checkpoint:
+            assert runs.load_checkpoint(run)

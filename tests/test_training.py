@@ -1,0 +1,207 @@
+"""The training loop: augmentation, splits, resuming, several processes."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lightning_fabric import Fabric
+from torch import nn
+
+from mnlib import training
+from mnlib.models.small import SmallConvNet
+
+CPU = {"accelerator": "cpu", "devices": 1}
+
+
+def stripes(n, size=8, seed=0):
+    """Images of horizontal or vertical stripes under noise: two classes a small net can learn."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 2
+    waves = np.where(np.arange(size) % 4 < 2, 80, -80)
+    grids = np.stack([np.tile(waves[:, None], (1, size)), np.tile(waves, (size, 1))])
+    images = 128 + grids[labels][..., None] + rng.normal(0, 30, (n, size, size, 3))
+    return images.clip(0, 255).astype(np.uint8), labels.astype(np.int64)
+
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.GroupNorm(2, 6),
+        nn.SiLU(),
+        nn.Dropout(0.1),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(24, 2),
+    )
+
+
+RECIPE = training.Recipe(sizes=(8,) * 4, batch=16, rate=0.2)
+
+
+def test_the_loop_learns_what_can_be_learnt():
+    images, labels = stripes(128)
+    model = net()
+    history = training.fit(
+        model, images, labels, RECIPE, validation=stripes(64, seed=1), fabric=Fabric(**CPU)
+    )
+    assert history["loss"][-1] < history["loss"][0] / 2
+    assert history["accuracy"][-1] > 0.95
+    assert len(history["rate"]) == 4
+    outputs = training.logits(model, images, size=8, statistics="cifar10", batch=50)
+    assert outputs.shape == (128, 2)
+    assert training.accuracy(outputs, labels) > 0.95
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_a_killed_run_resumes_to_the_very_same_losses(tmp_path, monkeypatch, optimiser):
+    images, labels = stripes(64)
+    recipe = dataclasses.replace(RECIPE, optimiser=optimiser, rate=0.01)
+    whole_net = net()
+    whole = training.fit(whole_net, images, labels, recipe, seed=5, fabric=Fabric(**CPU))
+
+    path = tmp_path / "state.pt"
+    calls = iter(range(100))
+
+    def dies_in_the_third_epoch(*args, original=training.augment):
+        if next(calls) == 9:  # four steps an epoch
+            raise KeyboardInterrupt
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "augment", dies_in_the_third_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            training.fit(net(), images, labels, recipe, seed=5, progress=path, fabric=Fabric(**CPU))
+    resumed_net = net(seed=99)  # its own weights must not matter
+    resumed = training.fit(
+        resumed_net, images, labels, recipe, seed=5, progress=path, fabric=Fabric(**CPU)
+    )
+    assert resumed == whole
+    pairs = zip(resumed_net.parameters(), whole_net.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+    with pytest.raises(ValueError, match="another training"):
+        training.fit(net(), images, labels, recipe, seed=6, progress=path, fabric=Fabric(**CPU))
+
+
+def _two_processes(fabric, folder):
+    images, labels = stripes(96)
+    model = net()
+    model[3] = nn.Identity()  # dropout would draw other masks for half the batch
+    history = training.fit(
+        model, images, labels, dataclasses.replace(RECIPE, sizes=(8, 8)), fabric=fabric
+    )
+    if fabric.global_rank == 0:
+        torch.save((fabric.world_size, history, model.state_dict()), folder / "out.pt")
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    results = []
+    for devices in (1, 2):
+        fabric = Fabric(
+            accelerator="cpu", devices=devices, strategy="ddp_spawn" if devices > 1 else "auto"
+        )
+        fabric.launch(_two_processes, tmp_path)
+        results.append(torch.load(tmp_path / "out.pt", weights_only=True))
+    (one, losses, weights), (two, losses2, weights2) = results
+    assert (one, two) == (1, 2)
+    np.testing.assert_allclose(losses2["loss"], losses["loss"], rtol=1e-5)
+    for key, value in weights.items():
+        torch.testing.assert_close(weights2[key], value, rtol=1e-4, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(8, 20), st.integers(8, 20), st.integers(0, 1000))
+def test_augmentation_is_a_flip_and_a_crop_of_the_padded_image(height, width, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(5, 3, height, width, generator=generator)
+    draws = torch.rand(5, 3, generator=generator)
+    reach = min(height, width) // 8
+    padded = nn.functional.pad(x, (reach,) * 4, mode="reflect")
+    for i, out in enumerate(training.augment(x, draws)):
+        top, left = (int(d * (2 * reach + 1)) for d in draws[i, 1:])
+        crop = padded[i, :, top : top + height, left : left + width]
+        assert torch.equal(out, crop.flip(2) if draws[i, 0] < 0.5 else crop)
+
+
+def test_preparing_normalises_resizes_and_stays_channels_last():
+    images = torch.randint(0, 256, (4, 12, 12, 3), dtype=torch.uint8)
+    x = training.prepare(images, 12, "imagenet")
+    mean, std = (np.array(v) for v in training.STATISTICS["imagenet"])
+    np.testing.assert_allclose(
+        x.permute(0, 2, 3, 1).numpy(), (images.numpy() / 255 - mean) / std, atol=1e-5
+    )
+    half = training.prepare(images, 6, "imagenet")
+    assert half.shape == (4, 3, 6, 6)
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    draws = torch.rand(4, 3)
+    assert training.augment(x, draws).is_contiguous(memory_format=torch.channels_last)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(2, 40), min_size=1, max_size=5), st.floats(0.1, 0.9), st.integers(0, 9))
+def test_split_is_a_partition_with_equal_shares_of_every_class(counts, share, seed):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    held = min(max(1, round(share * len(labels))), len(labels) - 1)
+    kept, out = training.split(labels, held, seed)
+    assert len(out) == held
+    assert np.array_equal(np.sort(np.concatenate([kept, out])), np.arange(len(labels)))
+    expected = np.array(counts) * held / len(labels)
+    assert np.abs(np.bincount(labels[out], minlength=len(counts)) - expected).max() <= 1.0 + 1e-9
+
+
+def test_rate_warms_up_and_falls_to_zero():
+    rates = [RECIPE.rate_at(p) for p in (0.0, 0.1, 0.2, 0.6, 1.0)]
+    np.testing.assert_allclose(rates, [0, 0.1, 0.2, 0.1, 0], atol=1e-12)
+    assert dataclasses.replace(RECIPE, optimiser="adam", rate=1e-4).rate_at(0.7) == 1e-4
+
+
+def test_decay_spares_norms_and_biases():
+    model = net()
+    decayed, spared = training._optimiser(model, RECIPE).param_groups
+    assert decayed["weight_decay"] == RECIPE.decay
+    assert spared["weight_decay"] == 0
+    assert {id(p) for p in decayed["params"]} == {id(model[0].weight), id(model[6].weight)}
+
+
+def test_frozen_weights_stay_as_they_are():
+    images, labels = stripes(32)
+    model = net()
+    model[0].requires_grad_(False)
+    before = model[0].weight.clone()
+    training.fit(model, images, labels, RECIPE, fabric=Fabric(**CPU))
+    assert torch.equal(model[0].weight, before)
+
+
+def test_bad_input_is_refused_in_one_sentence():
+    images, labels = stripes(16)
+    with pytest.raises(ValueError, match="epochs"):
+        training.Recipe(sizes=())
+    with pytest.raises(ValueError, match="optimiser"):
+        training.Recipe(sizes=(8,), optimiser="lion")
+    with pytest.raises(ValueError, match="statistics"):
+        training.Recipe(sizes=(8,), statistics="svhn")
+    with pytest.raises(ValueError, match="uint8"):
+        training.fit(net(), images.astype(np.float32), labels, RECIPE)
+    with pytest.raises(ValueError, match="15 labels"):
+        training.fit(net(), images, labels[:-1], RECIPE)
+    with pytest.raises(ValueError, match="hold 16"):
+        training.split(labels, 16)
+    with pytest.raises(FloatingPointError, match="lower rate"):
+        training.fit(
+            net(), images, labels, dataclasses.replace(RECIPE, rate=1e30), fabric=Fabric(**CPU)
+        )
+
+
+def test_small_network_is_plain_convolutions_and_relu():
+    model = SmallConvNet()
+    weights = model.convolutions
+    assert [w.shape[0] for w in weights] == [24, 24, 48, 48, 96, 96, 96]
+    assert all(w.shape[2:] == (3, 3) for w in weights)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    assert sum(p.numel() for p in model.parameters()) < 400_000
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
