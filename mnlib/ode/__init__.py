@@ -1,0 +1,214 @@
+"""Solve initial value problems and differentiate the solution.
+
+The calling convention is torchdiffeq's, so that the two can be exchanged and compared.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mnlib.ode.dopri5 import Dopri5
+from mnlib.ode.fixed import FixedSteps
+from mnlib.ode.gradients import Adjoint, Checkpointed, solve
+from mnlib.ode.runge_kutta import State, Time
+from mnlib.ode.tableaux import EULER, MIDPOINT, RK4
+
+__all__ = ["Counted", "odeint"]
+
+FIXED = {"euler": EULER, "midpoint": MIDPOINT, "rk4": RK4}
+GRADIENTS = ("backprop", "checkpoint", "adjoint")
+
+# A tensor or nested tuples of tensors.
+Tree = Tensor | tuple["Tree", ...]
+
+
+class Counted:
+    """Wrap ``func`` and count its evaluations, in the backward pass too, as ``nfe``."""
+
+    def __init__(self, func: Callable[[Tensor, Tree], Tree]):
+        self.func = func
+        self.nfe = 0
+        if isinstance(func, nn.Module):
+            self.parameters = func.parameters
+
+    def __call__(self, t: Tensor, y: Tree) -> Tree:
+        """Evaluate ``func``."""
+        self.nfe += 1
+        return self.func(t, y)
+
+
+def odeint(
+    func: Callable[[Tensor, Tree], Tree],
+    y0: Tree,
+    t: Tensor,
+    *,
+    method: str = "dopri5",
+    rtol: float = 1e-7,
+    atol: float = 1e-9,
+    step_size: float | None = None,
+    gradient: str = "backprop",
+    params: Iterable[Tensor] | None = None,
+    seminorm: bool = False,
+    max_steps: int = 10_000,
+) -> Tree:
+    """Solve ``dy/dt = func(t, y)``, ``y(t[0]) = y0`` and return ``y`` at all times ``t``.
+
+    Args:
+        func: right-hand side; takes a 0-dimensional time and the state, returns a tensor, or nested
+            tuples, of the state's shape, dtype and device.
+        y0: initial state, a tensor or nested tuples of tensors, float32 or float64, all of one
+            dtype on one device.
+        t: at least two strictly increasing or strictly decreasing times, of y0's dtype and device.
+        method: ``"euler"``, ``"midpoint"``, ``"rk4"`` (Kutta's 3/8 rule, as in torchdiffeq), or
+            ``"dopri5"``, Dormand–Prince 5(4), whose steps follow ``rtol`` and ``atol`` and whose
+            values between steps are its dense output, of order 4.
+        rtol: relative tolerance of dopri5.
+        atol: absolute tolerance of dopri5.
+        step_size: longest step of a fixed-step method, which divides each interval of ``t`` into
+            equal steps; None takes one step an interval. (torchdiffeq lays its grid from ``t[0]``
+            and interpolates linearly; the two agree where ``step_size`` divides the intervals.)
+        gradient: how ``backward`` works. All three give gradients to ``y0``, to ``t`` and to the
+            parameters; the steps that dopri5 chose count as constant fractions of the interval.
+
+            ``"backprop"`` keeps the graph of every step: exact, O(steps) memory. It is the only
+            one that can be differentiated twice and that finds the parameters by itself.
+
+            ``"checkpoint"`` is exact too: it keeps states, not graphs, and retakes the steps
+            backwards, holding the graph of one step at a time. It keeps at most 8√steps states:
+            up to 64 steps nothing is computed twice but the forward pass, beyond that up to one
+            forward pass more. A graph of one step is worth dozens of states for a convolutional
+            ``func``, so segments of √steps *graphs*, the usual checkpointing, would cost more
+            memory up to thousands of steps; a reversible method would need O(1), but it is
+            another method with poorer stability. ``func`` must give the same value when called
+            again: no dropout, no batch statistics.
+
+            ``"adjoint"``, the continuous adjoint (Chen et al., 2018), O(1) memory in the steps, is
+            **approximate**: it solves another equation backwards, with an error of its own. That
+            error vanishes with the tolerance only if ``func`` is smooth, and can be of any size
+            where the flow is contracting or chaotic, since the state is solved backwards with it;
+            a warning tells when that state misses the known one by a tenth.
+        params: tensors that ``func`` uses and that want a gradient; by default the parameters of
+            ``func`` if it is a module. Others get none from ``"checkpoint"`` and ``"adjoint"``.
+        seminorm: leave the parameters' gradient out of the adjoint's error control. It is a mere
+            integral that does not act back on the dynamics, so that its error does not grow, and
+            controlling it can cost several times the evaluations (Kidger et al., 2021).
+        max_steps: most steps, for dopri5 with the rejected ones, of one solve.
+
+    Returns:
+        The solution in the structure of ``y0``, each tensor with a new first dimension len(t).
+
+    Raises:
+        TypeError: y0 or t is not of floating point, the dtypes or devices differ, or ``func``
+            returns another structure, shape, dtype or device than y0's.
+        ValueError: an unknown name, a time or option out of its range, or parameters not given.
+        RuntimeError: dopri5's step underflows, the state is not finite, or too many steps.
+
+    """
+    leaves = list(_flatten(y0))
+    _check_state(leaves, t)
+    _check_times(t)
+    solver = _solver(method, rtol, atol, step_size, max_steps)
+    field = _field(func, y0, leaves, t)
+    if gradient == "backprop":
+        ts = list(t.unbind()) if t.requires_grad else t.tolist()
+        solution = [torch.stack(x) for x in zip(*solve(solver, field, leaves, ts), strict=True)]
+    elif gradient in GRADIENTS:
+        if params is None:
+            if not hasattr(func, "parameters"):
+                raise ValueError(
+                    f"gradient={gradient!r} needs to know the parameters of func, which is no "
+                    "module; pass params, or params=() if it has none"
+                )
+            params = func.parameters()
+        rest = (t, *leaves, *params)
+        if gradient == "checkpoint":
+            solution = Checkpointed.apply(solver, field, len(leaves), *rest)
+        else:
+            solution = Adjoint.apply(solver, field, len(leaves), seminorm, *rest)
+    else:
+        raise ValueError(f"gradient={gradient!r} is unknown; choose one of {', '.join(GRADIENTS)}")
+    return _unflatten(y0, iter(solution))
+
+
+def _flatten(tree: Tree) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, tuple):
+        for part in tree:
+            yield from _flatten(part)
+    else:
+        raise TypeError(f"the state holds a {type(tree).__name__}; give tensors and tuples of them")
+
+
+def _unflatten(like: Tree, leaves: Iterator[Tensor]) -> Tree:
+    if isinstance(like, Tensor):
+        return next(leaves)
+    return tuple(_unflatten(part, leaves) for part in like)
+
+
+def _field(func, y0: Tree, leaves: State, t: Tensor) -> Callable[[Time, State], State]:
+    """Turn ``func`` into a function of lists that checks what ``func`` returns."""
+    kinds = [(x.shape, x.dtype, x.device) for x in leaves]
+
+    def field(time: Time, y: State) -> State:
+        now = time if isinstance(time, Tensor) else torch.full_like(t[0], time)
+        slope = list(_flatten(func(now, _unflatten(y0, iter(y)))))
+        found = [(x.shape, x.dtype, x.device) for x in slope]
+        if found != kinds:
+            raise TypeError(
+                f"func returned {_describe(found)} at t = {float(time):.6g}, but the state is "
+                f"{_describe(kinds)}; they must agree"
+            )
+        return slope
+
+    return field
+
+
+def _describe(kinds: list) -> str:
+    return ", ".join(f"{tuple(shape)} {dtype} on {device}" for shape, dtype, device in kinds)
+
+
+def _check_state(leaves: State, t: Tensor) -> None:
+    if not leaves or not t.dtype.is_floating_point:
+        raise TypeError(f"y0 must hold a tensor and t be of floating point, not {t.dtype}")
+    for x in leaves:
+        if (x.dtype, x.device) != (t.dtype, t.device):
+            raise TypeError(
+                f"y0 holds {x.dtype} on {x.device}, t is {t.dtype} on {t.device}; "
+                "convert one to the other"
+            )
+
+
+def _check_times(t: Tensor) -> None:
+    if t.ndim != 1 or len(t) < 2:
+        raise ValueError(f"t has shape {tuple(t.shape)}; give at least two times in one dimension")
+    steps = t.detach().diff()
+    if not (bool((steps > 0).all()) or bool((steps < 0).all())):
+        bad = int(torch.nonzero(~(steps * steps[0] > 0))[0]) + 1
+        raise ValueError(
+            f"t[{bad}] = {float(t[bad]):.6g} follows {float(t[bad - 1]):.6g}; "
+            "the times must strictly increase or strictly decrease"
+        )
+    if not bool(t.detach().isfinite().all()):
+        raise ValueError("t holds an infinite time; give finite ones")
+
+
+def _solver(
+    method: str, rtol: float, atol: float, step_size: float | None, max_steps: int
+) -> Dopri5 | FixedSteps:
+    if method == "dopri5":
+        if step_size is not None:
+            raise ValueError(
+                f"step_size={step_size} means nothing to dopri5, which follows rtol and atol; "
+                "leave it out or choose a fixed-step method"
+            )
+        if not (0 <= rtol < math.inf and 0 < atol < math.inf):
+            raise ValueError(f"rtol={rtol}, atol={atol}: rtol must be 0 or more, atol positive")
+        return Dopri5(rtol, atol, max_steps)
+    if method not in FIXED:
+        raise ValueError(f"method={method!r} is unknown; choose one of {', '.join(FIXED)}, dopri5")
+    if step_size is not None and not 0 < step_size < math.inf:
+        raise ValueError(f"step_size={step_size} must be positive and finite")
+    return FixedSteps(FIXED[method], step_size, max_steps)

@@ -1,0 +1,200 @@
+"""Two ways to differentiate a solve without its graph: exact, and the continuous adjoint."""
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mnlib.ode.runge_kutta import Field, State, Time, retake
+
+
+def solve(solver, field: Field, y: State, ts: Sequence[Time]) -> list[State]:
+    """Return the states at all requested times, differentiable if autograd records."""
+    found = {0: y}
+    for _, _, outputs in solver.steps(field, y, ts):
+        found.update(outputs)
+    return [found[i] for i in range(len(ts))]
+
+
+class Checkpointed(torch.autograd.Function):
+    """The gradient of the solver's own steps, from a few of its states.
+
+    ``apply(solver, field, size, t, *y0, *params)`` with ``size`` tensors in ``y0`` returns the
+    stacked solution of each. See :func:`mnlib.ode.odeint` for the properties.
+    """
+
+    @staticmethod
+    def forward(ctx, solver, field, size, t, *tensors):
+        """Solve, keeping every ``ctx.stride``-th state and the record of the steps."""
+        ctx.save_for_backward(t, *tensors)
+        ctx.solver, ctx.field, ctx.size, ctx.autocast = solver, field, size, _autocast(t)
+        y = list(tensors[:size])
+        ctx.record, ctx.kept, ctx.stride = [], [], 1
+        found = {0: y}
+        for step, new, outputs in solver.steps(field, y, t.tolist()):
+            if len(ctx.record) % ctx.stride == 0:
+                # The initial state is saved above, where autograd sees whether it is overwritten.
+                ctx.kept.append(y if ctx.record else None)
+            ctx.record.append(step)
+            # At most 8√steps states: nothing is computed twice up to 64 steps, and beyond only
+            # the states, not the graph, of `stride` steps at a time.
+            if len(ctx.kept) > 8 * math.sqrt(max(64, len(ctx.record))):
+                ctx.kept, ctx.stride = ctx.kept[::2], 2 * ctx.stride
+            found.update(outputs)
+            y = new
+        return tuple(torch.stack([found[i][n] for i in range(len(t))]) for n in range(size))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        """Retake the steps from the last to the first, each with its graph."""
+        t, *tensors = ctx.saved_tensors
+        field, tableau, size = ctx.field, ctx.solver.tableau, ctx.size
+        wanted = [x for x in tensors[size:] if x.requires_grad]
+        totals = [torch.zeros_like(x) for x in wanted]
+        grad_t = torch.zeros_like(t)
+        a = [torch.zeros_like(x) for x in tensors[:size]]
+        times = t.tolist()
+        with ctx.autocast:
+            for first in reversed(range(0, len(ctx.record), ctx.stride)):
+                steps = ctx.record[first : first + ctx.stride]
+                states = [ctx.kept[first // ctx.stride] or tensors[:size]]
+                for step in steps[:-1]:
+                    states.append(retake(field, tableau, times, step, states[-1])[0])
+                for step in reversed(steps):
+                    y = [x.detach().requires_grad_() for x in states.pop()]
+                    leaf = t.detach().requires_grad_(ctx.needs_input_grad[3])
+                    with torch.enable_grad():
+                        ts = list(leaf.unbind()) if leaf.requires_grad else times
+                        new, outputs = retake(field, tableau, ts, step, y)
+                    if step.last is not None:
+                        a = [x + g[step.last] for x, g in zip(a, grads, strict=True)]
+                    cotangents = list(a)
+                    for j in step.inside:
+                        new = new + outputs[j]
+                        cotangents += [g[j] for g in grads]
+                    inputs = [*y, *wanted, *([leaf] if leaf.requires_grad else [])]
+                    found = _pull_back(new, inputs, cotangents)
+                    a = found[:size]
+                    totals = [s + g for s, g in zip(totals, found[size:], strict=False)]
+                    if leaf.requires_grad:
+                        grad_t = grad_t + found[-1]
+        a = [x + g[0] for x, g in zip(a, grads, strict=True)]
+        return None, None, None, grad_t, *a, *_place(totals, tensors[size:])
+
+
+class Adjoint(torch.autograd.Function):
+    """The continuous adjoint of Chen et al. (2018): an ODE solved backwards in time.
+
+    ``apply(solver, field, size, seminorm, t, *y0, *params)`` with ``size`` tensors in ``y0``
+    returns the stacked solution of each. See :func:`mnlib.ode.odeint` for the properties.
+    """
+
+    @staticmethod
+    def forward(ctx, solver, field, size, seminorm, t, *tensors):
+        """Solve, keeping the solution at the requested times only."""
+        states = solve(solver, field, list(tensors[:size]), t.tolist())
+        solution = tuple(torch.stack(parts) for parts in zip(*states, strict=True))
+        ctx.save_for_backward(t, *solution, *tensors[size:])
+        ctx.solver, ctx.field, ctx.size, ctx.seminorm = solver, field, size, seminorm
+        ctx.autocast = _autocast(t)
+        return solution
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        """Solve state, adjoint and parameter gradient from each requested time to the one before.
+
+        The gradient with respect to a time is the work done there: ``dL/dt_j = g_j f(t_j, y_j)``
+        for a requested time and ``-a(t_0) f(t_0, y_0)`` for the initial one.
+        """
+        t, *tensors = ctx.saved_tensors
+        solution, params = tensors[: ctx.size], tensors[ctx.size :]
+        size, field, times = ctx.size, ctx.field, t.tolist()
+        wanted = [x for x in params if x.requires_grad]
+        totals = [torch.zeros_like(x) for x in wanted]
+        grad_t = torch.zeros_like(t)
+
+        def work(i: int, a: State) -> Tensor:
+            slope = field(times[i], [x[i] for x in solution])
+            return sum((x * k).sum() for x, k in zip(a, slope, strict=True))
+
+        def augmented(time: float, state: State) -> State:
+            with torch.enable_grad():
+                y = [x.detach().requires_grad_() for x in state[:size]]
+                slope = field(time, y)
+            pulled = _pull_back(slope, [*y, *wanted], [-a for a in state[size : 2 * size]])
+            return [*(k.detach() for k in slope), *pulled]
+
+        a = [torch.zeros_like(x[0]) for x in solution]
+        with ctx.autocast:
+            for i in range(len(times) - 1, 0, -1):
+                a = [x + g[i] for x, g in zip(a, grads, strict=True)]
+                if ctx.needs_input_grad[4]:
+                    grad_t[i] = work(i, [g[i] for g in grads])
+                state = [*(x[i] for x in solution), *a, *totals]
+                scales = _tolerance_scales(a, len(wanted), ctx.seminorm)
+                for _, new, _ in ctx.solver.steps(
+                    augmented, state, [times[i], times[i - 1]], scales
+                ):
+                    state = new
+                _warn_if_astray(state[:size], [x[i - 1] for x in solution], times[i - 1])
+                a, totals = state[size : 2 * size], state[2 * size :]
+            if ctx.needs_input_grad[4]:
+                grad_t[0] = -work(0, a)
+        a = [x + g[0] for x, g in zip(a, grads, strict=True)]
+        return None, None, None, None, grad_t, *a, *_place(totals, params)
+
+
+def _pull_back(outputs: State, inputs: State, cotangents: State) -> State:
+    """Vector-Jacobian product, zero where an input has no influence."""
+    pairs = [(x, g) for x, g in zip(outputs, cotangents, strict=True) if x.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(x) for x in inputs]
+    outputs, cotangents = zip(*pairs, strict=True)
+    return list(
+        torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True, materialize_grads=True)
+    )
+
+
+def _place(found: State, params: Sequence[Tensor]) -> list[Tensor | None]:
+    """Put the gradients of the parameters that want one at their places."""
+    rest = iter(found)
+    return [next(rest) if x.requires_grad else None for x in params]
+
+
+def _tolerance_scales(a: State, params: int, seminorm: bool) -> list[float]:
+    """Scale the absolute tolerance with the loss, so that its units do not change the steps.
+
+    The adjoint's scale is its own root mean square; that of the parameters' gradient, a sum over
+    all entries of the adjoint, is the adjoint's sum of absolute values.
+    """
+    own = [float(x.square().mean().sqrt()) or 1.0 for x in a]
+    summed = math.inf if seminorm else float(sum(x.abs().sum() for x in a)) or 1.0
+    return [1.0] * len(a) + own + [summed] * params
+
+
+def _warn_if_astray(found: State, known: State, time: float) -> None:
+    """Compare the state solved backwards with the one the forward solve had at that time."""
+    for x, y in zip(found, known, strict=True):
+        miss = float((x - y).norm() / y.norm().clamp_min(torch.finfo(y.dtype).tiny))
+        if not miss <= 0.1:
+            warnings.warn(
+                f"the state solved backwards misses the forward one by {miss:.0%} at t = {time:.6g}"
+                ", so the continuous adjoint's gradient is not to be trusted; use "
+                "gradient='checkpoint' or smaller steps",
+                stacklevel=2,
+            )
+
+
+def _autocast(t: Tensor) -> torch.autocast:
+    kind = t.device.type
+    return torch.autocast(
+        kind,
+        dtype=torch.get_autocast_dtype(kind),
+        enabled=torch.is_autocast_enabled(kind),
+        cache_enabled=False,  # casts made without a graph must not serve the steps with one
+    )

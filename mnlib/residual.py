@@ -1,0 +1,179 @@
+"""Residual blocks, h + branch(h), and the ODE block that they are a step of."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mnlib.ode import odeint
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Return a group norm of eight groups, or of the greatest common divisor with ``channels``.
+
+    It depends on no other image and on no running statistics, so that a right-hand side made of
+    it is a function of its argument alone.
+    """
+    return nn.GroupNorm(math.gcd(8, channels), channels)
+
+
+class Residual(nn.Module):
+    """``h + tau·branch(h)``: the shortcut, and with it one Euler step of length ``tau``.
+
+    ``branch`` keeps the shape of ``h``.
+    """
+
+    def __init__(self, branch: nn.Module, tau: float = 1.0):
+        super().__init__()
+        self.branch, self.tau = branch, tau
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Map a tensor to one of its shape."""
+        return h + self.tau * self.branch(h)
+
+
+class Bottleneck(nn.Sequential):
+    """Wide, narrow, wide: 1×1, 3×3 and 1×1 convolutions (He et al., 2016).
+
+    The general residual block is ``Residual(Bottleneck(channels, narrow))``, N×channels×H×W. Every
+    convolution but the last has a nonlinearity after its norm; He et al. put the last one after
+    the addition.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        narrow: int,
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+    ):
+        super().__init__(
+            nn.Conv2d(channels, narrow, 1, bias=False),
+            norm(narrow),
+            activation(),
+            nn.Conv2d(narrow, narrow, 3, padding=1, bias=False),
+            norm(narrow),
+            activation(),
+            nn.Conv2d(narrow, channels, 1, bias=False),
+            norm(channels),
+        )
+
+
+class LinearBottleneck(nn.Sequential):
+    """Narrow, wide, narrow: expand by 1×1, filter depth-wise by 3×3, project by 1×1.
+
+    The projection to the few ``channels`` is linear, since a nonlinearity there would lose what
+    they hold (Sandler et al., 2018). The inverted residual block is ``Residual(LinearBottleneck(channels, wide))``,
+    N×channels×H×W; :class:`mnlib.blocks.InvertedResidual` is MobileNet's, with its strides,
+    widths and gates.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        wide: int,
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        activation: Callable[[], nn.Module] = nn.ReLU6,
+    ):
+        super().__init__(
+            nn.Conv2d(channels, wide, 1, bias=False),
+            norm(wide),
+            activation(),
+            nn.Conv2d(wide, wide, 3, padding=1, groups=wide, bias=False),
+            norm(wide),
+            activation(),
+            nn.Conv2d(wide, channels, 1, bias=False),
+            norm(channels),
+        )
+
+
+class TwoConvolutions(nn.Sequential):
+    """Two 3×3 convolutions of equal width, N×channels×H×W: the basic branch (He et al., 2016)."""
+
+    def __init__(
+        self,
+        channels: int,
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+    ):
+        super().__init__(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            norm(channels),
+            activation(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            norm(channels),
+        )
+
+
+class VectorField(nn.Module):
+    """A branch as the right-hand side ``f(t, h)`` of an ODE in N×channels×H×W features.
+
+    Time enters as a learnt shift of each channel, ``branch(h + t·shift)``, zero at first. For the
+    solvers' orders to hold the branch must be smooth: :func:`group_norm` and, say, ``nn.SiLU``
+    rather than a ReLU. Batch norm makes f depend on the batch and, in training, on how often it
+    is evaluated.
+    """
+
+    def __init__(self, branch: nn.Module, channels: int):
+        super().__init__()
+        self.branch = branch
+        self.shift = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, t: Tensor, h: Tensor) -> Tensor:
+        """Return dh/dt for a 0-dimensional time."""
+        return self.branch(h + t * self.shift)
+
+
+class ODEBlock(nn.Module):
+    """The flow of ``field`` from t = 0 to t = 1, a residual block of as many layers as steps.
+
+    With ``method="euler", steps=1`` it is ``h + field(0, h)``. The solver's settings are plain
+    attributes, so that a trained block can be solved otherwise; ``nfe`` counts the evaluations of
+    ``field``, backward ones too, since it was last set to zero.
+
+    Args:
+        field: module with ``forward(t, h)``, such as :class:`VectorField`.
+        method: as in :func:`mnlib.ode.odeint`.
+        steps: number of equal steps on [0, 1] of a fixed-step method.
+        tolerance: absolute and relative tolerance of dopri5.
+        gradient: as in :func:`mnlib.ode.odeint`.
+
+    """
+
+    def __init__(
+        self,
+        field: nn.Module,
+        method: str = "rk4",
+        steps: int = 2,
+        tolerance: float = 1e-3,
+        gradient: str = "backprop",
+    ):
+        super().__init__()
+        self.field = field
+        self.method, self.steps, self.tolerance = method, steps, tolerance
+        self.gradient = gradient
+        self.nfe = 0
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Map the features at t = 0 to those at t = 1, of the same shape."""
+        return self.trajectory(h, h.new_tensor([0.0, 1.0]))[-1]
+
+    def trajectory(self, h: Tensor, t: Tensor) -> Tensor:
+        """Return the features at the times ``t``, which start at that of ``h``; len(t)×h.shape."""
+
+        def field(time: Tensor, state: Tensor) -> Tensor:
+            self.nfe += 1
+            return self.field(time, state)
+
+        return odeint(
+            field,
+            h,
+            t,
+            method=self.method,
+            step_size=None if self.method == "dopri5" else 1 / self.steps,
+            rtol=self.tolerance,
+            atol=self.tolerance,
+            gradient=self.gradient,
+            params=self.field.parameters(),
+        )
