@@ -1,4 +1,4 @@
-"""Time variants against one another: interleaved in one process, so that the machine's moods cancel.
+"""Time variants against one another: in turns in one process, so that the machine's moods cancel.
 
 Absolute times on a shared machine are noise; the ratio of two variants that took turns is not.
 """

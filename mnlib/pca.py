@@ -1,0 +1,129 @@
+"""Principal components of the slices of convolution weights, and the scale of a network's channels.
+
+A layer's weight has shape n_o×n_i×k_h×k_w. A *vertical* slice is what one input channel meets: its
+n_o kernels. A *horizontal* slice is what makes one output channel: its n_i kernels.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+
+def rescale(
+    weights: Sequence[Tensor], biases: Sequence[Tensor], scales: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Multiply each hidden channel by a positive number and divide what reads it by the same.
+
+    A chain of convolutions with ReLU (and pooling) between them computes the same function then,
+    because relu(c·x) = c·relu(x) for c > 0: W_l becomes diag(m_l) W_l diag(m_{l−1})⁻¹ and b_l
+    becomes m_l b_l, with m_0 = m_L = 1 at the network's input and output.
+
+    Args:
+        weights: L weights, n_l×n_{l−1}×k_h×k_w (or n_l×n_{l−1}), of any floating dtype.
+        biases: L biases of shape n_l.
+        scales: L − 1 vectors m_l of shape n_l, positive.
+
+    Returns:
+        Weights and biases of the same shapes and dtypes.
+
+    Raises:
+        ValueError: the layers do not follow on one another, or a scale is missing or not positive.
+
+    """
+    _check_chain(weights)
+    if len(biases) != len(weights) or len(scales) != len(weights) - 1:
+        raise ValueError(
+            f"{len(biases)} biases and {len(scales)} vectors of scales do not suit {len(weights)} "
+            f"layers: give {len(weights)} and {len(weights) - 1}"
+        )
+    for layer, (weight, scale) in enumerate(zip(weights, scales, strict=False)):
+        if scale.shape != weight.shape[:1] or not bool((scale > 0).all() & scale.isfinite().all()):
+            raise ValueError(
+                f"the scales of layer {layer} (shape {tuple(scale.shape)}) must be "
+                f"{len(weight)} positive, finite numbers, one an output channel"
+            )
+    first, last = torch.ones(weights[0].shape[1]), torch.ones(len(weights[-1]))
+    chain = [s.double() for s in (first, *scales, last)]
+    new_weights, new_biases = [], []
+    for weight, bias, (reads, writes) in zip(weights, biases, pairwise(chain), strict=True):
+        factor = writes[:, None] / reads
+        factor = factor.reshape(*factor.shape, *(1,) * (weight.ndim - 2))
+        new_weights.append((weight.double() * factor).to(weight.dtype))
+        new_biases.append((bias.double() * writes).to(bias.dtype))
+    return new_weights, new_biases
+
+
+def balanced_scales(weights: Sequence[Tensor], tolerance: float = 1e-12) -> list[Tensor]:
+    """Return the scales m_l that :func:`rescale` needs to balance a ReLU network.
+
+    Weight decay picks them: at a stationary point of loss + (λ/2)·Σw² no rescaling that keeps the
+    function may change Σw², so for every hidden channel c the weights that write it and those that
+    read it have equal squared norms,
+
+        Σ_i (W_ci m_c / m_i)² = Σ_o (W_oc m_o / m_c)²,
+
+    hence m_c⁴ = Σ_o (W_oc m_o)² / Σ_i (W_ci / m_i)². In log m the penalty Σw² is convex, so the
+    solution is its minimum and unique. Solving for one layer after another, which lowers it each
+    time, is the fixed point used here. The input and the output keep their scale; a channel that
+    nothing writes or nothing reads has no balance and keeps its own.
+
+    Args:
+        weights: as for :func:`rescale`.
+        tolerance: largest relative change of any m_l at which the iteration stops.
+
+    Returns:
+        L − 1 positive float64 vectors.
+
+    Raises:
+        ValueError: the layers do not follow on one another.
+        RuntimeError: no fixed point after 10,000 sweeps.
+
+    """
+    _check_chain(weights)
+    # Squared norms of the kernels, and u = m².
+    norms = [
+        w.double().square().flatten(2).sum(2) if w.ndim > 2 else w.double() ** 2 for w in weights
+    ]
+    squares = [n.new_ones(n.shape[1]) for n in norms] + [norms[-1].new_ones(len(norms[-1]))]
+    hidden = range(1, len(weights))
+    for _ in range(10_000):
+        change = 0.0
+        for layer in (*hidden, *reversed(hidden)):
+            written = norms[layer - 1] @ (1 / squares[layer - 1])
+            read = squares[layer + 1] @ norms[layer]
+            balance = (read / written).sqrt()
+            new = torch.where((written > 0) & (read > 0), balance, squares[layer])
+            change = max(change, float((new / squares[layer] - 1).abs().max()))
+            squares[layer] = new
+        if change <= tolerance:
+            return [u.sqrt() for u in squares[1:-1]]
+    raise RuntimeError(
+        f"the channels' scales still change by {change:.1e} after 10,000 sweeps, more than "
+        f"{tolerance:.1e}: allow a larger tolerance"
+    )
+
+
+def balance(
+    weights: Sequence[Tensor], biases: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Rescale a chain of ReLU layers to the scale that weight decay prefers, function unchanged.
+
+    This is :func:`rescale` with :func:`balanced_scales`; the arguments, results and errors are
+    theirs. It undoes any earlier positive rescaling of the hidden channels, for example that of
+    the normalised VGG-19 of Gatys et al. (2016), up to the scale of the network's output.
+    """
+    return rescale(weights, biases, balanced_scales(weights))
+
+
+def _check_chain(weights: Sequence[Tensor]) -> None:
+    """Raise ValueError unless each weight reads as many channels as the one before it writes."""
+    if not weights:
+        raise ValueError("no weights were given: a chain needs at least one layer")
+    for layer, (before, after) in enumerate(pairwise(weights), 1):
+        if after.shape[1] != len(before):
+            raise ValueError(
+                f"layer {layer} reads {after.shape[1]} channels but layer {layer - 1} writes "
+                f"{len(before)}: give the weights in the order in which they are applied"
+            )
