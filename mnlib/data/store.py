@@ -1,0 +1,282 @@
+"""Where the inputs lie: data folders, tiers, loading, and the store that ``mnlib fetch`` writes."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import platformdirs
+from PIL import Image
+from tqdm import tqdm
+
+from mnlib.data.readers import CLASSES, UNREADABLE, Photographs, tfds_store
+from mnlib.data.sources import INPUTS, Layout
+
+
+class Dataset(NamedTuple):
+    """Images and their labels."""
+
+    images: np.ndarray | Photographs
+    """uint8, N×H×W×C; for photographs a sequence that decodes image i, H×W×3, when indexed"""
+    labels: np.ndarray
+    """int64, N; indices into ``CLASSES[name]``"""
+
+
+def folders() -> list[Path]:
+    """Return the data folders in the order of search; only the first is ever written to.
+
+    They are those of the environment variable ``MNLIB_DATA`` (separated as in ``PATH``), else the
+    platform's cache folder for mnlib.
+    """
+    named = [Path(part).expanduser() for part in os.environ.get("MNLIB_DATA", "").split(os.pathsep)]
+    return [path for path in named if path != Path()] or [platformdirs.user_cache_path("mnlib")]
+
+
+def check_name(name: str) -> None:
+    """Raise the ValueError for a name that is no input."""
+    if name not in INPUTS:
+        raise ValueError(f"unknown input {name!r}: the inputs are {', '.join(INPUTS)}")
+
+
+def find(name: str, within: list[Path] | None = None) -> tuple[Path, Layout] | None:
+    """Return where input ``name`` lies and in which layout, None where it is not there.
+
+    Looks at file names only, so that a tier costs nothing to tell.
+    """
+    check_name(name)
+    for folder in folders() if within is None else within:
+        for layout in INPUTS[name].layouts:
+            for path in sorted(folder.glob(layout.pattern)):
+                return path, layout
+    return None
+
+
+def _embedded_forced() -> bool:
+    return os.environ.get("MNLIB_TIER") == "embedded"
+
+
+def tier(name: str) -> str:
+    """Return ``"real data"`` where input ``name`` is there, else ``"embedded"``.
+
+    ``MNLIB_TIER=embedded`` in the environment makes every input ``"embedded"``.
+
+    Raises:
+        ValueError: unknown name.
+
+    """
+    found = find(name)
+    return "embedded" if found is None or _embedded_forced() else "real data"
+
+
+def status() -> list[dict[str, str]]:
+    """Return a row an input: name, tier, folder or file (where), source and licence."""
+    rows = []
+    for name, item in INPUTS.items():
+        path, layout = find(name) or ("", None)
+        source = f"mnlib fetch {name}"
+        if layout is not None:
+            source = layout.source or _stored_source(path)
+        rows.append(
+            {
+                "name": name,
+                "tier": tier(name),
+                "where": str(path.parent if layout and layout.read is tfds_store else path),
+                "source": source,
+                "licence": item.licence,
+            }
+        )
+    return rows
+
+
+def read(name: str, path: Path, layout: Layout, split: str) -> Any:
+    """Read input ``name`` from ``path``, with one sentence for whatever makes it unreadable.
+
+    Raises:
+        ValueError: truncated, damaged or incomplete.
+
+    """
+    try:
+        if not INPUTS[name].splits:
+            return layout.read(path)
+        return Dataset(*layout.read(path, split))
+    except UNREADABLE as error:
+        why = error.args[0] if isinstance(error, KeyError) else error
+        raise ValueError(
+            f"{path} cannot be read as {name} ({why}): replace it, or delete it and run: "
+            f"mnlib fetch {name}"
+        ) from error
+
+
+def load(name: str, split: str = "train") -> Any:
+    """Load an input, whichever layout and source it came from.
+
+    Args:
+        name: ``"cifar10"``, ``"mnist"``, ``"tf_flowers"``, ``"vgg19"``, ``"mobilenet_v2"``,
+            ``"mobilenet_v3_small"`` or ``"mobilenet_v3_large"``.
+        split: ``"train"`` or ``"test"``; tf_flowers has ``"train"`` only; nothing to weights.
+
+    Returns:
+        A :class:`Dataset` (uint8 images N×H×W×C and int64 labels, in the official order; the
+        photographs of tf_flowers by class, then file name, and decoded when indexed), or weights
+        as a dict of float32 tensors by torchvision's key names (``vgg19``: the 16 convolutions
+        only, for BGR input in 0..255 minus 103.939, 116.779, 123.68).
+
+    Raises:
+        FileNotFoundError: it is not there, or ``MNLIB_TIER=embedded`` forbids its use.
+        ValueError: unknown name or split, or what is there cannot be read.
+
+    """
+    check_name(name)
+    splits = INPUTS[name].splits
+    if splits and split not in splits:
+        raise ValueError(f"{name} has no split {split!r}: it has {', '.join(splits)}")
+    if _embedded_forced():
+        raise FileNotFoundError(
+            f"{name} is not read while MNLIB_TIER=embedded is set: unset it to use real data"
+        )
+    found = find(name)
+    if found is None:
+        raise FileNotFoundError(
+            f"{name} is in none of the data folders {os.pathsep.join(map(str, folders()))}: "
+            f"run: mnlib fetch {name}"
+        )
+    return read(name, *found, split)
+
+
+@contextlib.contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """Yield a path to write to in a temporary folder; at the end move it to ``target`` at once.
+
+    Raises:
+        OSError: the folder cannot be written to or is full; nothing is left behind.
+
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".mnlib-", dir=target.parent) as temporary:
+            yield Path(temporary, target.name)
+            os.replace(Path(temporary, target.name), target)
+    except OSError as error:
+        raise unwritable(error, target.parent) from error
+
+
+def unwritable(error: OSError, folder: Path) -> OSError:
+    """Return ``error``, as one sentence with the remedy where the disk is full or read-only."""
+    remedies = {
+        errno.ENOSPC: "is full: free some space",
+        errno.EDQUOT: "is over its quota: free some space",
+        errno.EROFS: "is read-only: make it writable",
+        errno.EACCES: "is not writable for you: change its permissions",
+        errno.EPERM: "is not writable for you: change its permissions",
+        errno.ENOTDIR: "is not a folder: remove the file of that name",
+        errno.EEXIST: "is not a folder: remove the file of that name",
+    }
+    if error.errno not in remedies:
+        return error
+    return OSError(
+        f"the data folder {folder} {remedies[error.errno]}, or let MNLIB_DATA name another first"
+    )
+
+
+_STORE_VERSION = "1.0.0"
+
+
+def write_store(name: str, splits: dict[str, Dataset], folder: Path, source: str) -> Path:
+    """Write a dataset as tensorflow-datasets does, in ``array_record``, below ``folder``.
+
+    Arrays are stored as their bytes, photographs as the original JPEG bytes with their names;
+    the original order is kept. Returns ``folder/name/version``.
+    """
+    import tensorflow_datasets as tfds
+
+    photographs = isinstance(splits["train"].images, Photographs)
+    if photographs:
+        features = {"image": tfds.features.Image(), "file": tfds.features.Text()}
+    else:
+        features = {
+            "image": tfds.features.Tensor(
+                shape=splits["train"].images.shape[1:],
+                dtype=np.uint8,
+                encoding=tfds.features.Encoding.BYTES,
+            )
+        }
+    features["label"] = tfds.features.ClassLabel(names=CLASSES[name])
+
+    class Store(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version(_STORE_VERSION)
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=source,
+                license=INPUTS[name].licence,
+                features=tfds.features.FeaturesDict(features),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(split) for split in splits}
+
+        def _generate_examples(self, split):
+            images, labels = splits[split]
+            for i in tqdm(range(len(labels)), desc=f"{name} {split}", unit="image"):
+                record = {"image": images[i], "label": labels[i]}
+                if photographs:
+                    images[i]  # raises where the photograph cannot be decoded
+                    record |= {"image": images.encoded(i), "file": images.files[i]}
+                yield i, record
+
+    Store.name = name
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(sys.stderr):
+        Store(data_dir=folder, file_format="array_record").download_and_prepare()
+    return folder / name / _STORE_VERSION
+
+
+def _stored_source(path: Path) -> str:
+    info = json.loads(path.with_name("dataset_info.json").read_text(encoding="utf-8"))
+    return info.get("description", "tensorflow-datasets")
+
+
+def packed_flowers(size: int = 224) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Return all photographs of tf_flowers decoded and resized, from a cache packed once.
+
+    Each is resized to ``size``×``size`` without regard to its aspect ratio, as TensorFlow's
+    tutorials on this dataset do (Pillow's bilinear filter, which antialiases). The cache lies in
+    the first data folder and is tied to the photographs' bytes.
+
+    Returns:
+        images uint8 N×size×size×3 (a read-only memory map), labels int64 N, names
+        ``"class/file.jpg"``.
+
+    Raises:
+        FileNotFoundError: tf_flowers is not there.
+        ValueError: a photograph cannot be decoded.
+        OSError: the first data folder cannot be written to.
+
+    """
+    photographs, labels = load("tf_flowers")
+    digest = hashlib.sha256()
+    for i, file in enumerate(photographs.files):
+        digest.update(file.encode() + hashlib.sha256(photographs.encoded(i)).digest())
+    target = folders()[0] / "packed" / f"tf_flowers-{size}-{digest.hexdigest()[:16]}.npy"
+    if not target.is_file():
+        shape = (len(labels), size, size, 3)
+        with written_whole(target) as path, ThreadPoolExecutor() as pool:
+            packed = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+
+            def pack(i: int) -> None:
+                packed[i] = photographs.image(i).resize((size, size), Image.Resampling.BILINEAR)
+
+            for _ in tqdm(pool.map(pack, range(len(labels))), "packing", len(labels), unit="image"):
+                pass
+            packed.flush()
+    return np.load(target, mmap_mode="r"), labels, photographs.files
