@@ -1,0 +1,204 @@
+"""MobileNetV1, V2, V3-Large and V3-Small: the papers' tables are the code, one row a block.
+
+Sources: Howard et al. (2017), Table 1; Sandler et al. (2018), Table 2; Howard et al. (2019),
+Tables 1 and 2. V2 and V3 take and give torchvision's state dicts.
+"""
+
+from functools import partial
+
+from torch import Tensor, nn
+
+from mnlib.blocks import ConvNormActivation, InvertedResidual, Row, round_channels
+
+# out, stride. The paper prints stride 2 in the last row, but keeps its 7×7 map: it is 1.
+V1 = (
+    (64, 1),
+    (128, 2),
+    (128, 1),
+    (256, 2),
+    (256, 1),
+    (512, 2),
+    *5 * ((512, 1),),
+    (1024, 2),
+    (1024, 1),
+)
+
+# expansion factor, out, repetitions, stride of the first repetition
+V2 = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
+V3_LARGE = (
+    # kernel, expanded, out, SE, nonlinearity, stride
+    Row(3, 16, 16, False, "RE", 1),
+    Row(3, 64, 24, False, "RE", 2),
+    Row(3, 72, 24, False, "RE", 1),
+    Row(5, 72, 40, True, "RE", 2),
+    Row(5, 120, 40, True, "RE", 1),
+    Row(5, 120, 40, True, "RE", 1),
+    Row(3, 240, 80, False, "HS", 2),
+    Row(3, 200, 80, False, "HS", 1),
+    Row(3, 184, 80, False, "HS", 1),
+    Row(3, 184, 80, False, "HS", 1),
+    Row(3, 480, 112, True, "HS", 1),
+    Row(3, 672, 112, True, "HS", 1),
+    Row(5, 672, 160, True, "HS", 2),
+    Row(5, 960, 160, True, "HS", 1),
+    Row(5, 960, 160, True, "HS", 1),
+)
+
+V3_SMALL = (
+    Row(3, 16, 16, True, "RE", 2),
+    Row(3, 72, 24, False, "RE", 2),
+    Row(3, 88, 24, False, "RE", 1),
+    Row(5, 96, 40, True, "HS", 2),
+    Row(5, 240, 40, True, "HS", 1),
+    Row(5, 240, 40, True, "HS", 1),
+    Row(5, 120, 48, True, "HS", 1),
+    Row(5, 144, 48, True, "HS", 1),
+    Row(5, 288, 96, True, "HS", 2),
+    Row(5, 576, 96, True, "HS", 1),
+    Row(5, 576, 96, True, "HS", 1),
+)
+
+_norm_v3 = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
+
+
+class MobileNet(nn.Module):
+    """Features, global average pooling, classifier: N×3×H×W floats to N×classes logits."""
+
+    def __init__(self, features: list[nn.Module], classifier: list[nn.Module]):
+        super().__init__()
+        self.features = nn.Sequential(*features)
+        self.classifier = nn.Sequential(*classifier)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.01)
+            if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits, N×classes."""
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+def _scaler(width: float):
+    if not width > 0:
+        raise ValueError(f"width {width} must be positive: 1 gives the paper's network")
+    return lambda channels: round_channels(channels * width)
+
+
+def mobilenet_v1(classes: int = 1000, width: float = 1.0) -> MobileNet:
+    """Return MobileNetV1 with randomly initialised weights (Howard et al., 2017).
+
+    Args:
+        classes: number of logits.
+        width: multiplier α of every number of channels.
+
+    Raises:
+        ValueError: ``width`` is not positive.
+
+    """
+    scale = _scaler(width)
+    channels = scale(32)
+    features = [ConvNormActivation(3, channels, 3, "RE", stride=2)]
+    for out, stride in V1:
+        features += [
+            ConvNormActivation(channels, channels, 3, "RE", stride, groups=channels),
+            ConvNormActivation(channels, channels := scale(out), 1, "RE"),
+        ]
+    return MobileNet(features, [nn.Linear(channels, classes)])
+
+
+def rows_v2(width: float = 1.0) -> list[Row]:
+    """Return V2's table with a row for each of its 17 blocks, as those of V3 are written."""
+    scale = _scaler(width)
+    rows, channels = [], scale(32)
+    for factor, out, repetitions, stride in V2:
+        for i in range(repetitions):
+            rows.append(
+                Row(3, factor * channels, scale(out), False, "RE6", stride if i == 0 else 1)
+            )
+            channels = rows[-1].out
+    return rows
+
+
+def mobilenet_v2(classes: int = 1000, width: float = 1.0) -> MobileNet:
+    """Return MobileNetV2, as :func:`mobilenet_v1`; widths below 1 keep the last layer's 1280."""
+    channels = _scaler(width)(32)
+    features = [ConvNormActivation(3, channels, 3, "RE6", stride=2)]
+    for row in rows_v2(width):
+        features.append(InvertedResidual(channels, row, flat=True))
+        channels = row.out
+    last = round_channels(1280 * max(1.0, width))
+    features.append(ConvNormActivation(channels, last, 1, "RE6"))
+    return MobileNet(features, [nn.Dropout(0.2), nn.Linear(last, classes)])
+
+
+def _mobilenet_v3(rows: tuple[Row, ...], last: int, classes: int, width: float) -> MobileNet:
+    scale = _scaler(width)
+    channels = scale(16)
+    features = [ConvNormActivation(3, channels, 3, "HS", stride=2, norm=_norm_v3)]
+    for row in rows:
+        row = row._replace(expanded=scale(row.expanded), out=scale(row.out))
+        features.append(InvertedResidual(channels, row, norm=_norm_v3))
+        channels = row.out
+    features.append(ConvNormActivation(channels, 6 * channels, 1, "HS", norm=_norm_v3))
+    return MobileNet(features, _classifier(6 * channels, scale(last), classes))
+
+
+def _classifier(channels: int, hidden: int, classes: int) -> list[nn.Module]:
+    return [
+        nn.Linear(channels, hidden),
+        nn.Hardswish(inplace=True),
+        nn.Dropout(0.2, inplace=True),
+        nn.Linear(hidden, classes),
+    ]
+
+
+def mobilenet_v3_large(classes: int = 1000, width: float = 1.0) -> MobileNet:
+    """Return MobileNetV3-Large, as :func:`mobilenet_v1`."""
+    return _mobilenet_v3(V3_LARGE, 1280, classes, width)
+
+
+def mobilenet_v3_small(classes: int = 1000, width: float = 1.0) -> MobileNet:
+    """Return MobileNetV3-Small, as :func:`mobilenet_v1`."""
+    return _mobilenet_v3(V3_SMALL, 1024, classes, width)
+
+
+def last_stage_before(classes: int = 1000) -> nn.Sequential:
+    """Return V3-Large's last stage as the search left it: N×160×7×7 to N×classes.
+
+    Figure 5, top, of Howard et al. (2019): V2's end, which makes its 1,280 features at 7×7.
+    """
+    return nn.Sequential(
+        ConvNormActivation(160, 960, 1, "HS", norm=_norm_v3),
+        ConvNormActivation(960, 960, 3, "HS", groups=960, norm=_norm_v3),
+        ConvNormActivation(960, 320, 1, None, norm=_norm_v3),
+        ConvNormActivation(320, 1280, 1, "HS", norm=_norm_v3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(1280, classes),
+    )
+
+
+def last_stage_after(classes: int = 1000) -> nn.Sequential:
+    """Return V3-Large's last stage, redesigned: N×160×7×7 to N×classes.
+
+    Figure 5, bottom, of Howard et al. (2019): pooling comes before the 1,280 features, which are
+    made at 1×1, and the filter and projection layers are gone.
+    """
+    return nn.Sequential(
+        ConvNormActivation(160, 960, 1, "HS", norm=_norm_v3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        *_classifier(960, 1280, classes),
+    )
