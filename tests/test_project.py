@@ -147,33 +147,69 @@ class TestNotebook:
 
 
 BREAKAGES = {
-    "cell": "```{code-cell}\nimport mnlib.pca\nassert mnlib.pca.broken\n```",
+    "cell": "```{code-cell}\nassert False\n```",
     "reference": "See {ref}`nowhere`.",
     "citation": "See {cite}`nobody1900`.",
     "equation": "See {eq}`nothing`.",
     "link": "See {doc}`no-such-page`.",
+    "image": "![alternative text](no-such.png)",
 }
+FRONT_MATTER = """---
+jupytext: {formats: 'md:myst', text_representation: {extension: .md, format_name: myst}}
+kernelspec: {display_name: Python 3, language: python, name: python3}
+---
+
+# Page
+
+"""
 
 
-@pytest.mark.parametrize("kind", [None, *BREAKAGES])
-def test_a_broken_page_fails_the_plain_build(kind, tmp_path):
-    """The book's own settings, one small page: sound it builds, broken it exits non-zero."""
+def build(folder: Path, page: str) -> subprocess.CompletedProcess:
+    """Build a book of one page with the real book's settings, by the command that readers use."""
     for name in ("_config.yml", "book/_ext", "book/references.bib"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).symlink_to(ROOT / name)
-    front = (
-        "---\njupytext: {formats: 'md:myst', text_representation: {extension: .md, "
-        "format_name: myst}}\nkernelspec: {display_name: Python 3, language: python, "
-        "name: python3}\n---\n\n# Page\n\n"
-    )
-    (tmp_path / "book/_toc.yml").write_text("format: jb-book\nroot: page\n")
-    body = "```{code-cell}\nprint(1)\n```" if kind is None else BREAKAGES[kind]
-    (tmp_path / "book/page.md").write_text(front + body + "\n")
-    result = subprocess.run(
+        (folder / name).parent.mkdir(exist_ok=True)
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    (folder / "book/_toc.yml").write_text("format: jb-book\nroot: page\n")
+    if not (folder / "book/page.md").exists():
+        (folder / "book/page.md").write_text(FRONT_MATTER + page + "\n")
+    return subprocess.run(
         ["jupyter-book", "build", "book/"],
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
     )
-    assert (result.returncode == 0) == (kind is None), result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("kind", BREAKAGES)
+def test_a_broken_page_fails_the_plain_build(kind, tmp_path):
+    result = build(tmp_path, BREAKAGES[kind])
+    assert result.returncode != 0, result.stdout + result.stderr
+
+
+def test_a_broken_page_fails_the_next_build_too(tmp_path):
+    for _ in range(2):
+        assert build(tmp_path, BREAKAGES["equation"]).returncode != 0
+
+
+def test_a_second_build_runs_an_unchanged_page_again_and_slides_keep_their_numbers(tmp_path):
+    page = """```{code-cell}
+print(open("value").read())
+```
+
+$$a = b$$ (eq-own)
+
+$$c = d$$ (eq-slides-7)
+
+See {eq}`eq-slides-7`.
+"""
+    (tmp_path / "book").mkdir()
+    for value in ("first", "second"):
+        (tmp_path / "book/value").write_text(f"{value} value")
+        result = build(tmp_path, page)
+        assert result.returncode == 0, result.stdout + result.stderr
+        html = (tmp_path / "_build/html/page.html").read_text()
+        assert f"{value} value" in html
+    assert '<span class="eqno">(7)' in html
+    assert '<a class="reference internal" href="#equation-eq-slides-7">(7)</a>' in html

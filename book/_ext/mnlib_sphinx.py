@@ -1,7 +1,8 @@
-"""Sphinx extension of the book: warnings fail the build, and the slides' equations keep their numbers.
+"""Sphinx extension of the book: strict builds that re-run everything, and the slides' numbers.
 
-Jupyter Book's ``-W`` flag would do the first too, but nobody should need to know it: a broken
-reference, citation, link target or image exits non-zero by default, after all were shown.
+Jupyter Book has flags for strictness, but nobody should need to know them: ``jupyter-book build
+book/`` exits non-zero for a broken reference, citation, link target or image, and runs every page
+again, since a page that did not change itself may call code that did.
 """
 
 import re
@@ -9,6 +10,11 @@ import re
 from docutils.nodes import make_id
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+
+
+def every_page(app: Sphinx, env: BuildEnvironment, *_changes: set[str]) -> set[str]:
+    """Let Sphinx read, and so execute, all pages in each build."""
+    return env.found_docs
 
 
 def keep_slides_numbers(app: Sphinx, env: BuildEnvironment) -> None:
@@ -20,8 +26,8 @@ def keep_slides_numbers(app: Sphinx, env: BuildEnvironment) -> None:
 
 
 def setup(app: Sphinx) -> dict:
-    """Connect the above."""
-    app.warningiserror = True
+    """Connect the above; with ``keep_going`` all warnings are shown, then any sets the status."""
     app.keep_going = True
-    app.connect("env-updated", keep_slides_numbers)
+    app.connect("env-get-outdated", every_page)
+    app.connect("env-check-consistency", keep_slides_numbers)  # once Sphinx has numbered them
     return {"parallel_read_safe": True, "parallel_write_safe": True}
