@@ -12,13 +12,14 @@ import platform
 import shlex
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+
+from mnlib.data.store import written_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "data"
@@ -54,25 +55,6 @@ class Run:
     def name(self) -> str:
         """The stem of the run's files: experiment, model, protocol and seed."""
         return f"{self.experiment}-{self.model}-{self.protocol}-{self.seed}"
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Have ``write`` fill a temporary file beside ``path``, then put it in place in one step.
-
-    Raises:
-        OSError: the folder cannot be written to; ``path`` is then as it was before.
-
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
-    try:
-        write(Path(temporary))
-        os.chmod(temporary, 0o644)  # mkstemp's files are private
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def environment() -> dict[str, str]:
@@ -115,15 +97,14 @@ def save_run(
     run: Run,
     state: Mapping[str, torch.Tensor] | None = None,
     *,
-    half: bool = False,
     folder: Path = FOLDER,
 ) -> Run:
     """Write a run, and its weights ``state`` if there are any; return it with ``sha256`` set.
 
     Args:
         run: the run; its ``checkpoint`` and ``sha256`` are set here.
-        state: a state dict, written to ``checkpoints/<run.name>.pt``.
-        half: store floating-point tensors as float16 (evaluate that before you call it accurate).
+        state: a state dict, written to ``checkpoints/<run.name>.pt`` with its floating-point
+            tensors as float16: measure ``accuracy`` with weights rounded likewise.
         folder: holds ``runs`` and ``checkpoints``.
 
     Raises:
@@ -134,17 +115,17 @@ def save_run(
     _encode(run)  # refuse what JSON cannot hold before a checkpoint is written
     if state is not None:
         kept = {
-            key: value.detach().cpu().contiguous().to(torch.float16)
-            if half and value.is_floating_point()
-            else value.detach().cpu().contiguous()
+            key: (value.half() if value.is_floating_point() else value).cpu().contiguous()
             for key, value in state.items()
         }
         checkpoint = folder / "checkpoints" / f"{run.name}.pt"
-        write_atomically(checkpoint, lambda part: torch.save(kept, part))
+        with written_whole(checkpoint) as part:
+            torch.save(kept, part)
         run = dataclasses.replace(run, checkpoint=checkpoint.name, sha256=_sha256(checkpoint))
     text = _encode(run)
     path = folder / "runs" / f"{run.name}.json"
-    write_atomically(path, lambda part: part.write_text(text + "\n", encoding="utf-8"))
+    with written_whole(path) as part:
+        part.write_text(text + "\n", encoding="utf-8")
     return run
 
 

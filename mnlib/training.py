@@ -7,6 +7,7 @@ after each epoch: a run killed at any moment resumes to the losses of one that w
 
 import hashlib
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mnlib.runs import write_atomically
+from mnlib.data.store import written_whole
 
 #: Mean and standard deviation of each channel in [0, 1]: of CIFAR-10's training images, and
 #: torchvision's for ImageNet, which the pre-trained MobileNets expect.
@@ -166,8 +167,7 @@ def fit(
             Every process takes its share of each batch, and all must hold the same images.
 
     Returns:
-        ``loss`` and ``rate`` (mean loss of the epoch's steps, learning rate after its last) and,
-        with ``validation``, ``accuracy``.
+        ``loss`` (mean over the epoch's steps), ``seconds`` and, with ``validation``, ``accuracy``.
 
     Raises:
         ValueError: images and labels do not match, or a batch does not divide among the processes,
@@ -190,7 +190,7 @@ def fit(
 
     bare, optimiser = model, _optimiser(model, recipe)
     model, optimiser = fabric.setup(model, optimiser)
-    history: dict[str, list[float]] = {"loss": [], "rate": []}
+    history: dict[str, list[float]] = {"loss": [], "seconds": []}
     if validation is not None:
         history["accuracy"] = []
     identity = _identity(bare, recipe, seed, len(images))
@@ -203,6 +203,7 @@ def fit(
         history = saved["history"]
 
     for epoch in range(len(history["loss"]), recipe.epochs):
+        start = time.perf_counter()
         torch.manual_seed(epoch * 1_000_003 + seed)  # also for what is random within the model
         draw = torch.Generator().manual_seed(epoch * 1_000_003 + seed)
         order = torch.randperm(len(images), generator=draw)[: steps * batch]
@@ -232,12 +233,12 @@ def fit(
         if not np.isfinite(mean):
             raise FloatingPointError(f"loss {mean} in epoch {epoch + 1}; lower rate {recipe.rate}")
         history["loss"].append(mean)
-        history["rate"].append(rate)
         if validation is not None:
             outputs = logits(
                 bare, validation[0], size=recipe.sizes[-1], statistics=recipe.statistics
             )
             history["accuracy"].append(accuracy(outputs, validation[1]))
+        history["seconds"].append(time.perf_counter() - start)
         if progress is not None and fabric.global_rank == 0:
             state = {
                 "identity": identity,
@@ -245,7 +246,8 @@ def fit(
                 "optimiser": optimiser.state_dict(),
                 "history": history,
             }
-            write_atomically(progress, lambda part, state=state: torch.save(state, part))
+            with written_whole(progress) as part:
+                torch.save(state, part)
         fabric.barrier()
     return history
 

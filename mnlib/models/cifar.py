@@ -1,0 +1,130 @@
+"""The networks of Table 1: ResNet-20, and a Neural ODE of no more parameters, for 32×32 images."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mnlib.residual import ODEBlock, TwoConvolutions, VectorField, group_norm
+
+
+class BasicBlock(nn.Module):
+    """``relu(shortcut(h) + branch(h))`` with two 3×3 convolutions (He et al., 2016, fig. 2).
+
+    Maps N×before×H×W to N×after×H/s×W/s. Where s = 2 the shortcut drops every other pixel and
+    pads the new channels with zeros, which takes no parameters (their option A).
+    """
+
+    def __init__(self, before: int, after: int):
+        super().__init__()
+        self.stride, self.new = 1 if before == after else 2, after - before
+        self.branch = nn.Sequential(
+            nn.Conv2d(before, after, 3, self.stride, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+            nn.Conv2d(after, after, 3, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+        )
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Map features to features."""
+        kept = h[:, :, :: self.stride, :: self.stride]
+        return F.relu(F.pad(kept, (0, 0, 0, 0, 0, self.new)) + self.branch(h))
+
+
+class ResNet20(nn.Sequential):
+    """ResNet-20 for CIFAR-10 (He et al., 2016, §4.2): 3 stages of 3 blocks, 269,722 parameters.
+
+    Maps float N×3×H×W to N×``classes``.
+    """
+
+    def __init__(self, classes: int = 10):
+        widths = [16] * 4 + [32] * 3 + [64] * 3
+        super().__init__(
+            nn.Conv2d(3, 16, 3, padding=1, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            *(BasicBlock(*pair) for pair in pairwise(widths)),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(64, classes),
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+
+class NeuralODE(nn.Module):
+    """Three ODEs in a row (after Chen et al., 2018), 263,066 parameters with 10 classes.
+
+    Maps float N×3×H×W to N×``classes``. Each of ``blocks`` solves dh/dt = f(t, h) from 0 to 1, f
+    being one pair of 3×3 convolutions, so that all of a stage's depth shares its weights. A
+    convolution of stride 2 leads from stage to stage. Group norm and SiLU make f smooth and the
+    same for every image, without which finer steps would not converge to a flow.
+
+    Args:
+        classes: number of outputs.
+        widths: channels of the stages.
+        method: solver, as are ``steps`` and ``gradient`` (see :class:`mnlib.residual.ODEBlock`).
+        steps: number of steps of each stage.
+        gradient: how the solve is differentiated.
+
+    """
+
+    def __init__(
+        self,
+        classes: int = 10,
+        widths: Sequence[int] = (16, 48, 96),
+        method: str = "midpoint",
+        steps: int = 2,
+        gradient: str = "backprop",
+    ):
+        super().__init__()
+        self.entries, self.blocks = nn.ModuleList(), nn.ModuleList()
+        for stage, (before, after) in enumerate(pairwise((3, *widths))):
+            self.entries.append(
+                nn.Sequential(
+                    nn.Conv2d(before, after, 3, stride=2 if stage else 1, padding=1, bias=False),
+                    group_norm(after),
+                    nn.SiLU(),
+                )
+            )
+            field = VectorField(TwoConvolutions(after, group_norm, nn.SiLU), after)
+            self.blocks.append(ODEBlock(field, method, steps, gradient=gradient))
+        self.head = nn.Sequential(
+            group_norm(widths[-1]),
+            nn.SiLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(widths[-1], classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images to logits."""
+        for entry, block in zip(self.entries, self.blocks, strict=True):
+            x = block(entry(x))
+        return self.head(x)
+
+    def solve_with(self, method: str, steps: int = 2, tolerance: float = 1e-3) -> None:
+        """Have every stage solved otherwise from now on, with the same weights."""
+        for block in self.blocks:
+            block.method, block.steps, block.tolerance = method, steps, tolerance
+
+    def trajectory(self, x: Tensor, times: Tensor) -> list[Tensor]:
+        """Return each stage's features at ``times``, 0 first and 1 last, len(times)×N×C×H×W."""
+        flows = []
+        for entry, block in zip(self.entries, self.blocks, strict=True):
+            flows.append(block.trajectory(entry(x), times))
+            x = flows[-1][-1]
+        return flows
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of all right-hand sides since the last :meth:`reset_nfe`."""
+        return sum(block.nfe for block in self.blocks)
+
+    def reset_nfe(self) -> None:
+        """Count evaluations from zero again."""
+        for block in self.blocks:
+            block.nfe = 0
