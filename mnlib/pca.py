@@ -4,11 +4,138 @@ A layer's weight has shape n_o×n_i×k_h×k_w. A *vertical* slice is what one in
 n_o kernels. A *horizontal* slice is what makes one output channel: its n_i kernels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Slices = Literal["vertical", "horizontal"]
+Samples = Literal["positions", "channels"]
+Average = Literal["mean", "median", "pooled"]
+
+
+def explained_variance(
+    weight: Tensor, *, slices: Slices, samples: Samples = "positions", center: bool = True
+) -> Tensor:
+    """Return the variance along each principal component of every slice of a convolution weight.
+
+    A slice is a matrix of n kernels by k = k_h·k_w positions, with n = n_o for each of n_i
+    vertical and n = n_i for each of n_o horizontal slices. What scikit-learn's ``PCA().fit(X)``
+    computes for one X is done here for all slices at once: the variances are the eigenvalues of
+    the k×k Gram matrices over the number of samples less one. A float32 weight has its Gram
+    matrices in float32, after centring, and their eigenvalues in float64; the ratios of VGG-19 are
+    then right to 4e-7.
+
+    Args:
+        weight: n_o×n_i×k_h×k_w, floating.
+        slices: "vertical", one an input channel, or "horizontal", one an output channel.
+        samples: which axis of a slice is the sample, the other being the feature. "positions":
+            k samples of n features, as on the slides; "channels": n samples of k features.
+        center: subtract from each feature its mean over the samples. With positions as samples
+            every kernel then has mean zero.
+
+    Returns:
+        float64, slices × min(n, k), in descending order. A slice whose variance is within rounding
+        of zero, because it is constant, zero or has a single sample, gets zeros.
+
+    Raises:
+        ValueError: ``weight`` is not of four dimensions, empty, or not finite, or one of the other
+            arguments is not among its values.
+
+    """
+    if slices not in ("vertical", "horizontal"):
+        raise ValueError(f"slices={slices!r} is unknown: give 'vertical' or 'horizontal'")
+    if samples not in ("positions", "channels"):
+        raise ValueError(f"samples={samples!r} is unknown: give 'positions' or 'channels'")
+    if weight.ndim != 4 or not weight.numel():
+        raise ValueError(
+            f"a weight of shape {tuple(weight.shape)} has no slices: give n_o×n_i×k_h×k_w, none 0"
+        )
+    x = weight.detach().flatten(2)
+    x = x if x.dtype == torch.float64 else x.float()
+    low, high = (float(v) for v in x.aminmax())
+    scale = max(-low, high, torch.finfo(x.dtype).tiny)
+    if not scale < float("inf"):
+        raise ValueError("the weight holds a NaN or an infinity: give finite numbers")
+    # In an orthonormal basis whose first vector is constant the first coordinate is what centring
+    # over the positions removes. Nothing else sees the basis, and squares of x/scale are in range.
+    k = x.shape[2]
+    basis = torch.linalg.qr(torch.eye(k, dtype=torch.float64).index_fill(1, torch.tensor(0), 1))[0]
+    x = x @ (basis / scale).to(x)
+    x = x.transpose(0, 1) if slices == "vertical" else x
+    n = x.shape[1]
+    mean = x.mean(1, keepdim=True) if center and samples == "channels" else None
+    gram = x if mean is None else x - mean
+    gram = gram.mT @ gram
+    energy = gram.diagonal(dim1=1, dim2=2).sum(1)
+    if mean is not None:
+        energy = energy + n * mean.square().sum((1, 2))
+    elif center:
+        gram = gram[:, 1:, 1:]
+    eigenvalues = torch.linalg.eigvalsh(gram.double()).flip(1).clamp(min=0)
+    eigenvalues = torch.nn.functional.pad(eigenvalues, (0, k - eigenvalues.shape[1]))[
+        :, : min(n, k)
+    ]
+    rounding = (k * torch.finfo(x.dtype).eps) ** 2 * energy
+    nil = eigenvalues.sum(1) <= rounding
+    count = k if samples == "positions" else n
+    return eigenvalues.masked_fill(nil[:, None], 0) * (scale**2 / max(count - 1, 1))
+
+
+def explained_variance_ratio(
+    weight: Tensor, *, slices: Slices, samples: Samples = "positions", center: bool = True
+) -> Tensor:
+    """Return :func:`explained_variance` over its sum: the share of every component in every slice.
+
+    Arguments, shape and errors are those of :func:`explained_variance`. The ratios of a slice add
+    up to 1, or are all 0 where it has no variance.
+    """
+    variance = explained_variance(weight, slices=slices, samples=samples, center=center)
+    total = variance.sum(1, keepdim=True)
+    return variance / total.masked_fill(total == 0, 1)
+
+
+def first_component(
+    weights: Iterable[Tensor],
+    *,
+    slices: Slices,
+    samples: Samples = "positions",
+    center: bool = True,
+    average: Average = "mean",
+) -> float:
+    """Return the share of variance of the first component, averaged over all slices of all layers.
+
+    Args:
+        weights: one weight a layer; this and the other arguments as in :func:`explained_variance`.
+        slices: see there.
+        samples: see there.
+        center: see there.
+        average: "mean" or "median" over the slices, each counting once, or "pooled", the sum of
+            the first variances over the sum of all, in which a slice counts by its variance.
+            Slices without variance do not count.
+
+    Returns:
+        A number between 0 and 1; 0 if no slice has any variance.
+
+    Raises:
+        ValueError: as in :func:`explained_variance`, or ``average`` is unknown.
+
+    """
+    if average not in ("mean", "median", "pooled"):
+        raise ValueError(f"average={average!r} is unknown: give 'mean', 'median' or 'pooled'")
+    variances = [
+        explained_variance(w, slices=slices, samples=samples, center=center) for w in weights
+    ]
+    first = torch.cat([v[:, 0] for v in variances])
+    total = torch.cat([v.sum(1) for v in variances])
+    first, total = first[total > 0], total[total > 0]
+    if not len(total):
+        return 0.0
+    if average == "pooled":
+        return float(first.sum() / total.sum())
+    return float((first / total).quantile(0.5) if average == "median" else (first / total).mean())
 
 
 def rescale(

@@ -1,5 +1,7 @@
 import itertools
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -30,6 +32,126 @@ def network(weights, biases, x):
 
 def penalty(weights):
     return sum(float(w.square().sum()) for w in weights)
+
+
+sampled = pytest.mark.parametrize("samples", ["positions", "channels"])
+sliced = pytest.mark.parametrize("slices", ["vertical", "horizontal"])
+
+
+def matrices(weight, slices, samples):
+    """The slices as samples × features, written with loops, as the definition says."""
+    n_o, n_i, k_h, k_w = weight.shape
+    flat = weight.numpy().reshape(n_o, n_i, k_h * k_w)
+    kernels = (
+        [flat[:, i] for i in range(n_i)] if slices == "vertical" else [flat[o] for o in range(n_o)]
+    )
+    return [m.T if samples == "positions" else m for m in kernels]
+
+
+@sliced
+@sampled
+@pytest.mark.parametrize("shape", [(7, 5, 3, 3), (4, 20, 3, 2), (2, 3, 1, 5), (12, 2, 1, 2)])
+def test_variances_are_those_of_scikit_learn_slice_by_slice(slices, samples, shape):
+    from sklearn.decomposition import PCA
+
+    weight = 3 + torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ratios = pca.explained_variance_ratio(weight, slices=slices, samples=samples)
+    variances = pca.explained_variance(weight, slices=slices, samples=samples)
+    oracles = matrices(weight, slices, samples)
+    assert len(ratios) == len(oracles)
+    for ratio, variance, matrix in zip(ratios, variances, oracles, strict=True):
+        oracle = PCA(svd_solver="full").fit(matrix)
+        np.testing.assert_allclose(ratio, oracle.explained_variance_ratio_, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(variance, oracle.explained_variance_, rtol=0, atol=1e-10)
+
+
+@sliced
+@sampled
+def test_uncentred_ratios_are_those_of_the_singular_values(slices, samples):
+    weight = 1 + torch.randn(6, 4, 3, 3, dtype=torch.float64)
+    ratios = pca.explained_variance_ratio(weight, slices=slices, samples=samples, center=False)
+    for ratio, matrix in zip(ratios, matrices(weight, slices, samples), strict=True):
+        squares = np.linalg.svd(matrix, compute_uv=False) ** 2
+        np.testing.assert_allclose(ratio, squares / squares.sum(), rtol=0, atol=1e-10)
+
+
+@few
+@given(st.integers(0, 10**6), st.sampled_from([1e-25, 1e-6, 1.0, 1e25]))
+def test_ratios_see_neither_scale_nor_order_of_the_kernels(seed, factor):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(6, 5, 3, 3, generator=generator)
+    expected = pca.explained_variance_ratio(weight, slices="vertical")
+    shuffled = factor * weight[torch.randperm(6, generator=generator)]
+    torch.testing.assert_close(
+        pca.explained_variance_ratio(shuffled, slices="vertical"), expected, rtol=0, atol=1e-6
+    )
+    torch.testing.assert_close(expected.sum(1), torch.ones(5, dtype=torch.float64))
+
+
+def test_float32_is_right_to_1e_6_even_where_the_mean_dominates():
+    weight = 0.02 * torch.randn(64, 32, 3, 3, generator=torch.Generator().manual_seed(0)) + 0.1
+    for samples in ("positions", "channels"):
+        ratios = pca.explained_variance_ratio(weight, slices="vertical", samples=samples)
+        exact = pca.explained_variance_ratio(weight.double(), slices="vertical", samples=samples)
+        torch.testing.assert_close(ratios, exact, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@sliced
+@sampled
+def test_slices_without_variance_get_zeros_and_do_not_count(dtype, slices, samples):
+    def ratios(weight):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return pca.explained_variance_ratio(weight.to(dtype), slices=slices, samples=samples)
+
+    constant = torch.full((5, 4, 3, 3), 0.1)
+    assert not ratios(constant).any()
+    assert not ratios(torch.zeros(5, 4, 3, 3)).any()
+    one_sample = (5, 4, 1, 1) if samples == "positions" else (1, 1, 3, 3)
+    assert not ratios(torch.randn(one_sample)).any()
+    mixed = torch.stack([constant, torch.randn(5, 4, 3, 3)]).flatten(0, 1)
+    options = {"slices": "horizontal", "samples": samples}
+    for average in ("mean", "median", "pooled"):
+        with_constant = pca.first_component([mixed.to(dtype)], average=average, **options)
+        without = pca.first_component([mixed[5:].to(dtype)], average=average, **options)
+        assert with_constant == pytest.approx(without, abs=1e-6)
+        assert pca.first_component([constant.to(dtype)], average=average, **options) == 0
+
+
+def test_one_sample_less_than_the_rank_leaves_shape_and_sum():
+    ratios = pca.explained_variance_ratio(torch.randn(8, 1, 3, 3), slices="horizontal")
+    assert ratios.tolist() == [[1.0]] * 8
+    ratios = pca.explained_variance_ratio(torch.randn(20, 8, 3, 3), slices="vertical")
+    assert ratios.shape == (8, 9)
+    assert not ratios[:, 8].any()  # nine centred samples span eight dimensions
+
+
+def test_averages_are_what_their_names_say():
+    weights = [torch.randn(6, 4, 3, 3), 5 * torch.randn(3, 6, 3, 3)]
+    kinds = {"slices": "horizontal"}
+    first = torch.cat([pca.explained_variance_ratio(w, **kinds)[:, 0] for w in weights])
+    variances = [pca.explained_variance(w, **kinds) for w in weights]
+    pooled = sum(v[:, 0].sum() for v in variances) / sum(v.sum() for v in variances)
+    for average, expected in (("mean", first.mean()), ("pooled", pooled)):
+        assert pca.first_component(weights, average=average, **kinds) == pytest.approx(expected)
+    median = pca.first_component(weights, average="median", **kinds)
+    assert median == pytest.approx(np.median(first.numpy()))
+
+
+def test_one_sentence_for_bad_input():
+    weight = torch.randn(3, 2, 3, 3)
+    with pytest.raises(ValueError, match="'vertical' or 'horizontal'"):
+        pca.explained_variance(weight, slices="diagonal")
+    with pytest.raises(ValueError, match="'positions' or 'channels'"):
+        pca.explained_variance(weight, slices="vertical", samples="pixels")
+    with pytest.raises(ValueError, match=r"shape \(3, 2\)"):
+        pca.explained_variance(weight[..., 0, 0], slices="vertical")
+    with pytest.raises(ValueError, match="'mean', 'median' or 'pooled'"):
+        pca.first_component([weight], slices="vertical", average="mode")
+    weight[1, 1, 1, 1] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        pca.explained_variance(weight, slices="vertical")
 
 
 @few
