@@ -27,6 +27,9 @@ STATISTICS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
+#: The points an epoch that a training's loss curve has.
+LOSSES_AN_EPOCH = 20
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -167,7 +170,8 @@ def fit(
             Every process takes its share of each batch, and all must hold the same images.
 
     Returns:
-        ``loss`` (mean over the epoch's steps), ``seconds`` and, with ``validation``, ``accuracy``.
+        ``loss`` (mean over the epoch's steps), ``seconds`` and, with ``validation``, ``accuracy``;
+        ``losses``, the means over equal parts of each epoch, ``LOSSES_AN_EPOCH`` of them.
 
     Raises:
         ValueError: images and labels do not match, or a batch does not divide among the processes,
@@ -190,7 +194,7 @@ def fit(
 
     bare, optimiser = model, _optimiser(model, recipe)
     model, optimiser = fabric.setup(model, optimiser)
-    history: dict[str, list[float]] = {"loss": [], "seconds": []}
+    history: dict[str, list[float]] = {"loss": [], "losses": [], "seconds": []}
     if validation is not None:
         history["accuracy"] = []
     identity = _identity(bare, recipe, seed, len(images))
@@ -207,7 +211,7 @@ def fit(
         torch.manual_seed(epoch * 1_000_003 + seed)  # also for what is random within the model
         draw = torch.Generator().manual_seed(epoch * 1_000_003 + seed)
         order = torch.randperm(len(images), generator=draw)[: steps * batch]
-        total = torch.zeros((), device=fabric.device)
+        losses = torch.zeros(steps, device=fabric.device)
         model.train()
         bar = tqdm(
             order.split(batch),
@@ -228,14 +232,21 @@ def fit(
             loss = F.cross_entropy(model(x), y, label_smoothing=recipe.smoothing)
             fabric.backward(loss)
             optimiser.step()
-            total += loss.detach()
-        mean = fabric.all_reduce(total / steps).item()
+            losses[step] = loss.detach()
+        losses = fabric.all_reduce(losses)
+        mean = losses.mean().item()
         if not np.isfinite(mean):
             raise FloatingPointError(f"loss {mean} in epoch {epoch + 1}; lower rate {recipe.rate}")
         history["loss"].append(mean)
+        parts = losses.tensor_split(min(steps, LOSSES_AN_EPOCH))
+        history["losses"] += [part.mean().item() for part in parts]
         if validation is not None:
             outputs = logits(
-                bare, validation[0], size=recipe.sizes[-1], statistics=recipe.statistics
+                bare,
+                validation[0],
+                size=recipe.sizes[-1],
+                statistics=recipe.statistics,
+                batch=recipe.batch,
             )
             history["accuracy"].append(accuracy(outputs, validation[1]))
         history["seconds"].append(time.perf_counter() - start)

@@ -20,7 +20,7 @@ FLOORS = (
     {"separable", "blocks", "residual"},
     {"models"},
     {"data"},
-    {"runs", "training", "experiments"},
+    {"runs", "training", "flowers", "experiments"},
     {"book", "diagrams", "architecture"},
     {"cli"},
 )

@@ -51,6 +51,8 @@ def test_the_loop_learns_what_can_be_learnt():
     assert history["loss"][-1] < history["loss"][0] / 2
     assert history["accuracy"][-1] > 0.95
     assert len(history["seconds"]) == 4
+    assert len(history["losses"]) == 4 * 8  # eight steps an epoch
+    np.testing.assert_allclose(np.reshape(history["losses"], (4, 8)).mean(1), history["loss"])
     outputs = training.logits(model, images, size=8, statistics="cifar10", batch=50)
     assert outputs.shape == (128, 2)
     assert training.accuracy(outputs, labels) > 0.95
