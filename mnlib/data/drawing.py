@@ -13,9 +13,10 @@ import numpy as np
 from mnlib.data.readers import CLASSES
 
 _BATCH = 32  # images drawn together: few enough for the cache, enough to hide Python's loops
-_NUMBERS = 512  # random numbers an image; one stream of rows, so that a longer draw starts alike
+_NUMBERS = 144  # random numbers an image; one row each, so that a longer draw starts alike
+_RINGS = 4  # at most
 
-_WHITE, _YELLOW, _ORANGE, _PINK, _RED, _PURPLE, _GREEN, _BROWN = np.array(
+_COLOURS = np.array(
     [
         (0.95, 0.94, 0.90),
         (0.97, 0.82, 0.16),
@@ -28,6 +29,7 @@ _WHITE, _YELLOW, _ORANGE, _PINK, _RED, _PURPLE, _GREEN, _BROWN = np.array(
     ],
     np.float32,
 )
+_WHITE, _YELLOW, _ORANGE, _PINK, _RED, _PURPLE, _GREEN, _BROWN = _COLOURS
 _BACKGROUNDS = (_GREEN, _GREEN * 0.5, _BROWN, _WHITE * 0.8, (_WHITE + _PURPLE) / 3, _YELLOW * 0.7)
 
 
@@ -109,169 +111,145 @@ class _Dice:
         return np.asarray(choices)[(where * len(choices)).astype(int)]
 
 
-def _cover(x, y, angle, start, length, width, taper, pixel):
-    """Return how much of each pixel one petal an image covers, and f there (see the module)."""
-    cos, sin, start, length, width, taper = (
-        np.asarray(v, np.float32)[:, None, None]
-        for v in (np.cos(angle), np.sin(angle), start, length, width, taper)
-    )
-    tau = x * (2 / length * cos)
-    tau += y * (2 / length * sin)
-    tau -= 2 * start / length + 1
-    across = y * (cos / width)
-    across -= x * (sin / width)
-    across /= 1 + taper * tau
-    f = 1 - tau * tau
-    f -= across * across
-    cover = f * (width / (2 * np.asarray(pixel, np.float32).reshape(-1, 1, 1)))
+def _cover(x, y, frame, angle, start, length, width, taper, pixel):
+    """Return how much of each pixel one petal an image covers, and f there (see the module).
+
+    ``x`` (N×1×size) and ``y`` (N×size×1) are seen from the petal's centre of rotation; ``frame``
+    holds the four entries of the matrix from there to the flower's plane, in which ``angle``,
+    ``start`` and the lengths are measured.
+    """
+    cos, sin = np.cos(angle), np.sin(angle)
+    xx, xy, yx, yy = frame
+    along_x, along_y = 2 / length * (cos * xx + sin * yx), 2 / length * (cos * xy + sin * yy)
+    across_x, across_y = (cos * yx - sin * xx) / width, (cos * yy - sin * xy) / width
+    tau = x * _each(along_x) + (y * _each(along_y) - _each(2 * start / length + 1))
+    f = x * _each(across_x) + y * _each(across_y)
+    f /= np.maximum(1 + _each(taper) * tau, 0.01)
+    f *= f
+    f += tau * tau
+    np.subtract(1, f, out=f)
+    cover = f * _each(width / (2 * pixel))
     cover += 0.5
     return np.clip(cover, 0, 1, out=cover), f
 
 
+def _each(values) -> np.ndarray:
+    """Return one number an image, to broadcast over its pixels."""
+    return np.asarray(values, np.float32).reshape(-1, 1, 1)
+
+
 def _paint(image, cover, colour, shade=1.0):
     """Blend ``colour`` times ``shade`` into ``image`` (3×N×size×size) where ``cover`` is."""
-    for plane, tone in zip(image, colour.T[:, :, None, None], strict=True):
-        plane += cover * (tone * shade - plane)
+    for plane, tone in zip(image, colour.T, strict=True):
+        plane += cover * (_each(tone) * shade - plane)
+
+
+_UPRIGHT = (1, 0, 0, 1)
 
 
 def _leaf(image, x, y, dice, colour, length, width, pixel, at=None, angle=None):
     """Paint one petal of ``colour`` an image, anywhere unless ``at`` says where."""
-    n = len(colour)
-    cx, cy = at if at is not None else (dice.between(-1.1, 1.1), dice.between(-1.1, 1.1))
+    cx, cy = at or (dice.between(-1.1, 1.1), dice.between(-1.1, 1.1))
     angle = dice.between(0, _TURN) if angle is None else angle
-    length, width = dice.between(*length), dice.between(*width)
-    dx, dy = x - cx[:, None, None], y - cy[:, None, None]
-    cover, f = _cover(dx, dy, angle, np.zeros(n), length, width, dice.between(-0.6, 0.6), pixel)
+    size = 0, dice.between(*length), dice.between(*width), dice.between(-0.6, 0.6)
+    cover, f = _cover(x - _each(cx), y - _each(cy), _UPRIGHT, angle, *size, pixel)
     _paint(image, cover, colour, 0.75 + 0.3 * np.maximum(f, 0))
 
 
-def _draw(labels: np.ndarray, table: np.ndarray, size: int) -> np.ndarray:
-    """Draw one image a row of ``table``; returns float32, N×size×size×3, nominally 0..1."""
-    n, dice, pixel = len(labels), _Dice(table), 2 / size
-    names = CLASSES["tf_flowers"]
-    kinds = [
-        _KINDS[names[label]][int(u * 2)]
-        for label, u in zip(labels, next(dice.columns), strict=True)
-    ]
+def _background(dice, x, y, image, pixel):
+    """Paint a gradient, shapes out of focus, leaves, and petals of any colour scattered about."""
+    angle, one, other = dice.between(0, _TURN), dice.of(_BACKGROUNDS), dice.of(_BACKGROUNDS)
+    image[:] = one.T[:, :, None, None]
+    slope = x * _each(np.cos(angle)) + y * _each(np.sin(angle))
+    _paint(image, np.clip(0.5 + 0.4 * slope, 0, 1), other)
+    for _ in range(3):
+        _leaf(image, x, y, dice, dice.of(_COLOURS) * 0.8, (0.4, 1.4), (0.2, 0.6), 0.25)
+    for _ in range(3):
+        green = _GREEN * dice.between(0.6, 1.4)[:, None]
+        _leaf(image, x, y, dice, green, (0.5, 1.6), (0.05, 0.2), pixel)
+    for _ in range(6):
+        _leaf(image, x, y, dice, dice.of(_COLOURS), (0.2, 0.7), (0.04, 0.16), pixel)
+
+
+def _flower(dice, kinds, x, y, image, pixel):
+    """Paint stem, rings of petals from the outside in, and disc."""
 
     def column(field: str) -> np.ndarray:
-        return np.array([getattr(kind, field) for kind in kinds], np.float32)
+        return np.array([getattr(kind, field) for kind in kinds])
 
     def ranged(field: str) -> np.ndarray:
         return dice.between(*column(field).T)
 
-    axis = ((np.arange(size) + 0.5) * pixel - 1).astype(np.float32)
-    x, y = np.broadcast_arrays(axis[None, None, :], axis[None, :, None])
-    every_colour = np.stack([_WHITE, _YELLOW, _ORANGE, _PINK, _RED, _PURPLE, _GREEN, _BROWN])
-
-    # background: a gradient, shapes out of focus, leaves, scattered petals of any flower's colour
-    image = np.empty((3, n, size, size), np.float32)
-    angle, one, other = dice.between(0, _TURN), dice.of(_BACKGROUNDS), dice.of(_BACKGROUNDS)
-    slope = x * np.cos(angle)[:, None, None] + y * np.sin(angle)[:, None, None]
-    image[:] = one.T[:, :, None, None]
-    _paint(image, np.clip(0.5 + 0.4 * slope, 0, 1), other)
-    for _ in range(3):
-        _leaf(image, x, y, dice, dice.of(every_colour) * 0.8, (0.4, 1.4), (0.2, 0.6), 0.25)
-    for _ in range(3):
-        _leaf(
-            image,
-            x,
-            y,
-            dice,
-            _GREEN * dice.between(0.6, 1.4)[:, None],
-            (0.5, 1.6),
-            (0.05, 0.2),
-            pixel,
-        )
-    for _ in range(6):
-        _leaf(image, x, y, dice, dice.of(every_colour), (0.2, 0.7), (0.04, 0.16), pixel)
-
     # pose: place, size, direction, and a tilt that shortens one axis
     cx, cy, radius = dice.between(-0.35, 0.35), dice.between(-0.35, 0.35), dice.between(0.42, 0.85)
-    side = column("span") < _TURN
+    span, start, shrink = column("span"), column("start"), column("shrink")
+    side = span < _TURN
     turn = np.where(side, -np.pi / 2 + dice.between(-0.7, 0.7), dice.between(0, _TURN))
-    tilt, tilted = np.where(side, 1, dice.between(0.5, 1)), dice.between(0, np.pi)
+    tilt, axis = np.where(side, 1, dice.between(0.5, 1)), dice.between(0, np.pi)
+    cos, sin = np.cos(axis), np.sin(axis)
+    frame = np.stack([cos, sin, -sin / tilt, cos / tilt]) / radius
     down = np.where(side, turn + np.pi, dice.between(1.1, 2.0))
-    _leaf(
-        image,
-        x,
-        y,
-        dice,
-        _GREEN * dice.between(0.7, 1.3)[:, None],
-        (1.5, 2.5),
-        (0.03, 0.06),
-        pixel,
-        (cx, cy),
-        down,
-    )
-    dx, dy = x - cx[:, None, None], y - cy[:, None, None]
-    cos, sin = (v.astype(np.float32)[:, None, None] for v in (np.cos(tilted), np.sin(tilted)))
-    u = (dx * cos + dy * sin) / radius[:, None, None]
-    v = (dy * cos - dx * sin) / (radius * tilt).astype(np.float32)[:, None, None]
-    pixel_here = pixel / (radius * np.sqrt(tilt))
+    green = _GREEN * dice.between(0.7, 1.3)[:, None]
+    _leaf(image, x, y, dice, green, (1.5, 2.5), (0.03, 0.06), pixel, (cx, cy), down)
+    x, y, pixel = x - _each(cx), y - _each(cy), pixel / (radius * np.sqrt(tilt))
 
-    # rings of petals from the outside in, each petal with its own length, direction and brightness
     rings = np.round(ranged("rings")).astype(int)
     petals = np.round(ranged("petals")).astype(int)
     width, taper, colour = ranged("width"), ranged("taper"), dice.of([k.colours for k in kinds])
     colour = colour * np.stack([dice.between(0.8, 1.1) for _ in range(3)], 1)
-    start, span, shrink = column("start"), column("span"), column("shrink")
-    for ring in range(max(rings)):
-        scale, offset = shrink**ring, dice.between(0, 1)
-        cover, shade = np.zeros((2, n, size, size), np.float32)
-        jitter = [dice.between(-1, 1) for _ in range(3)]
+    for ring in range(_RINGS):  # all of them, so that each image meets the same numbers
+        scale, offset = shrink**ring, np.where(side, 0.5, dice.between(0, 1))
+        jitter = np.stack([dice.between(-1, 1) for _ in range(3)])
+        cover, shade = np.zeros((2, *image.shape[1:]), np.float32)
+        # most petals first, so that the images that still have a k-th one are the first ones
+        order = np.argsort(-petals * (ring < rings), kind="stable")
         for k in range(max(petals)):
-            has = np.flatnonzero((ring < rings) & (k < petals))
-            if not len(has):
-                continue
-            # cheap, reproducible jitter: three numbers an image, spread over its petals
-            wobble = [np.sin(_TURN * (j[has] * (k + 1) * 5.3 + 0.37 * k)) for j in jitter]
-            direction = turn[has] + span[has] * (
-                (k + np.where(side[has], 0.5, offset[has]) + 0.15 * wobble[0]) / petals[has]
-                - np.where(side[has], 0.5, 0)
-            )
-            length = scale[has] * (1 - start[has]) * (1 + 0.10 * wobble[1])
+            now = order[: np.count_nonzero((ring < rings) & (k < petals))]
+            # every petal has its own direction, length and brightness
+            wobble = np.sin(_TURN * (jitter[:, now] * (k + 1) * 5.3 + 0.37 * k))
+            spread = (k + offset[now] + 0.15 * wobble[0]) / petals[now] - 0.5 * side[now]
             covered, f = _cover(
-                u[has],
-                v[has],
-                direction - tilted[has],
-                start[has],
-                length,
-                width[has] * scale[has],
-                taper[has],
-                pixel_here[has],
+                *(x[now], y[now], frame[:, now]),
+                turn[now] - axis[now] + span[now] * spread,
+                start[now] * scale[now],
+                scale[now] * (1 - start[now]) * (1 + 0.1 * wobble[1]),
+                *(width[now] * scale[now], taper[now], pixel[now]),
             )
-            tone = (1 + 0.12 * wobble[2]).astype(np.float32)[:, None, None]
-            f = tone * (0.62 + 0.4 * np.maximum(f, 0)) - shade[has]
-            shade[has] += covered * f
-            cover[has] += covered * (1 - cover[has])
-        _paint(image, cover, colour * 0.93 ** (max(rings) - ring - 1), shade)
+            np.maximum(f, 0, out=f)
+            f *= 0.4
+            f += 0.62
+            f *= _each(1 + 0.12 * wobble[2])
+            m = slice(len(now))
+            f -= shade[m]
+            f *= covered
+            shade[m] += f
+            cover[m] += covered * (1 - cover[m])
+        back = np.argsort(order)
+        _paint(image, cover[back], colour * 0.93 ** (_RINGS - 1 - ring), shade[back])
 
-    disc, grain = ranged("disc"), dice.between(6, 14)[:, None, None]
-    distance = 1 - (u * u + v * v) / np.maximum(disc, 1e-3)[:, None, None] ** 2
-    edge = (
-        np.clip(distance * (disc / (2 * pixel_here))[:, None, None] + 0.5, 0, 1)
-        * (disc > 0.02)[:, None, None]
-    )
-    speckle = (
-        0.8 + 0.25 * np.maximum(distance, 0) + 0.12 * np.sin(grain * 3 * u) * np.sin(grain * 3 * v)
-    )
-    _paint(
-        image,
-        edge.astype(np.float32),
-        dice.of([k.discs for k in kinds]),
-        speckle.astype(np.float32),
-    )
+    disc, grain = ranged("disc"), _each(dice.between(18, 42))
+    u, v = (x * _each(a) + y * _each(b) for a, b in (frame[:2], frame[2:]))
+    inside = 1 - (u * u + v * v) / _each(np.maximum(disc, 1e-3)) ** 2
+    cover = np.clip(inside * _each(disc / (2 * pixel)) + 0.5, 0, 1) * _each(disc > 0)
+    speckle = 0.8 + 0.25 * np.maximum(inside, 0) + 0.12 * np.sin(grain * u) * np.sin(grain * v)
+    _paint(image, cover, dice.of([k.discs for k in kinds]), speckle)
 
-    # in front: leaves that hide a part; then the light
-    for _ in range(2):
-        _leaf(image, x, y, dice, dice.of(every_colour) * 0.9, (0.3, 0.8), (0.03, 0.12), pixel)
-    light = dice.between(0.65, 1.2)[:, None, None] * (
-        1
-        + x * dice.between(-0.25, 0.25)[:, None, None]
-        + y * dice.between(-0.25, 0.25)[:, None, None]
-    )
-    return np.moveaxis(image * light, 0, -1)
+
+def _draw(labels: np.ndarray, table: np.ndarray, size: int) -> np.ndarray:
+    """Draw one image a row of ``table``; returns float32, N×size×size×3, nominally 0..1."""
+    dice, pixel = _Dice(table), 2 / size
+    second = dice.between(0, 2).astype(int)
+    kinds = [_KINDS[CLASSES["tf_flowers"][c]][k] for c, k in zip(labels, second, strict=True)]
+    axis = ((np.arange(size) + 0.5) * pixel - 1).astype(np.float32)
+    x, y = axis[None, None, :], axis[None, :, None]
+    image = np.empty((3, len(labels), size, size), np.float32)
+    _background(dice, x, y, image, pixel)
+    _flower(dice, kinds, x, y, image, pixel)
+    for _ in range(2):  # in front, hiding a part
+        _leaf(image, x, y, dice, dice.of(_COLOURS) * 0.9, (0.3, 0.8), (0.03, 0.12), pixel)
+    across, down = _each(dice.between(-0.25, 0.25)), _each(dice.between(-0.25, 0.25))
+    image *= _each(dice.between(0.65, 1.2)) * (1 + x * across + y * down)  # light
+    return np.moveaxis(image, 0, -1)
 
 
 def drawn_flowers(n: int, size: int = 64, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
