@@ -64,9 +64,9 @@ class LinearBottleneck(nn.Sequential):
     """Narrow, wide, narrow: expand by 1×1, filter depth-wise by 3×3, project by 1×1.
 
     The projection to the few ``channels`` is linear, since a nonlinearity there would lose what
-    they hold (Sandler et al., 2018). The inverted residual block is ``Residual(LinearBottleneck(channels, wide))``,
-    N×channels×H×W; :class:`mnlib.blocks.InvertedResidual` is MobileNet's, with its strides,
-    widths and gates.
+    they hold (Sandler et al., 2018). The inverted residual block is
+    ``Residual(LinearBottleneck(channels, wide))``, N×channels×H×W;
+    :class:`mnlib.blocks.InvertedResidual` is MobileNet's, with its strides, widths and gates.
     """
 
     def __init__(

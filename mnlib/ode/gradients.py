@@ -169,12 +169,12 @@ def _place(found: State, params: Sequence[Tensor]) -> list[Tensor | None]:
 def _tolerance_scales(a: State, params: int, seminorm: bool) -> list[float]:
     """Scale the absolute tolerance with the loss, so that its units do not change the steps.
 
-    The adjoint's scale is its own root mean square; that of the parameters' gradient, a sum over
-    all entries of the adjoint, is the adjoint's sum of absolute values.
+    The scale of the adjoint's entries is their Euclidean norm; that of the parameters' gradient,
+    which is a sum over all these entries, is the sum of their absolute values.
     """
-    own = [float(x.square().mean().sqrt()) or 1.0 for x in a]
-    summed = math.inf if seminorm else float(sum(x.abs().sum() for x in a)) or 1.0
-    return [1.0] * len(a) + own + [summed] * params
+    norm = float(sum(x.square().sum() for x in a).sqrt()) or 1.0
+    total = math.inf if seminorm else float(sum(x.abs().sum() for x in a)) or 1.0
+    return [1.0] * len(a) + [norm] * len(a) + [total] * params
 
 
 def _warn_if_astray(found: State, known: State, time: float) -> None:

@@ -44,7 +44,9 @@ def plain(ts: Sequence[Time]) -> list[float]:
 
 def combine(y: State, dt: Time, weights: Sequence[Time], slopes: Sequence[State]) -> State:
     """Return ``y + dt Σ weights_i slopes_i``."""
-    terms = [(w, k) for w, k in zip(weights, slopes, strict=False) if w != 0]
+    terms = [
+        (w, k) for w, k in zip(weights, slopes, strict=False) if isinstance(w, Tensor) or w != 0
+    ]
     result = []
     for n, value in enumerate(y):
         if isinstance(dt, Tensor):

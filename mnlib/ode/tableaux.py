@@ -8,9 +8,10 @@ Row = tuple[float, ...]
 class Tableau(NamedTuple):
     """An explicit Runge–Kutta method.
 
-    Its stages are ``k_i = f(t + c_i h, y + h Σ a_ij k_j)``, its step is ``y + h Σ b_i k_i``. The embedded pair adds ``error``, the weights of the local error
-    estimate, and ``dense``, those of the quartic term of the dense output; both count one stage
-    more, the derivative at the end of the step.
+    Its stages are ``k_i = f(t + c_i h, y + h Σ a_ij k_j)``, its step is ``y + h Σ b_i k_i``. The
+    embedded pair adds ``error``, the weights of the local error estimate, and ``dense``, those of
+    the quartic term of the dense output; both count one stage more, the derivative at the end of
+    the step.
     """
 
     order: int

@@ -1,0 +1,128 @@
+"""The ODE block's forward and backward pass with mnlib.ode beside torchdiffeq.
+
+    python benchmarks/ode.py            # the setting below, some minutes
+    python benchmarks/ode.py --quick    # a small one, seconds, for a smoke test
+
+Setting: 64 channels, 16×16, batch 64, two 3×3 convolutions with group norm and ReLU; RK4 (3/8 rule)
+with 8 steps on [0, 1], or dopri5 at tolerance 1e-3; mean squared output as loss. Times come from
+turns within one process. Memory is the growth of the peak resident set in a process of its own.
+The gradient error is relative to backpropagation through the same steps, RK4 in float64.
+"""
+
+import argparse
+import platform
+import resource
+import subprocess
+import sys
+
+import torch
+import torchdiffeq
+from _timing import compare, report
+from torch import nn
+
+from mnlib.ode import Counted, odeint
+from mnlib.residual import TwoConvolutions, VectorField, group_norm
+
+RK4 = {"method": "rk4"}
+DOPRI5 = {"method": "dopri5", "rtol": 1e-3, "atol": 1e-3}
+THEIRS = {"options": {"step_size": 1 / 8}}
+OURS = {"step_size": 1 / 8}
+NORM = {"adjoint_options": {"norm": "seminorm"}}
+ADJOINT = {"gradient": "adjoint"}
+
+VARIANTS = {
+    "rk4, torchdiffeq odeint": (torchdiffeq.odeint, RK4 | THEIRS),
+    "rk4, backprop": (odeint, RK4 | OURS),
+    "rk4, torchdiffeq odeint_adjoint": (torchdiffeq.odeint_adjoint, RK4 | THEIRS),
+    "rk4, adjoint": (odeint, RK4 | OURS | ADJOINT),
+    "rk4, checkpoint (exact)": (odeint, RK4 | OURS | {"gradient": "checkpoint"}),
+    "dopri5, torchdiffeq odeint": (torchdiffeq.odeint, DOPRI5),
+    "dopri5, backprop": (odeint, DOPRI5),
+    "dopri5, checkpoint (exact)": (odeint, DOPRI5 | {"gradient": "checkpoint"}),
+    "dopri5, torchdiffeq adjoint": (torchdiffeq.odeint_adjoint, DOPRI5),
+    "dopri5, adjoint": (odeint, DOPRI5 | ADJOINT),
+    "dopri5, torchdiffeq adjoint, seminorm": (torchdiffeq.odeint_adjoint, DOPRI5 | NORM),
+    "dopri5, adjoint, seminorm": (odeint, DOPRI5 | ADJOINT | {"seminorm": True}),
+}
+
+
+class Problem:
+    """The block, its input, and one training pass by a variant."""
+
+    def __init__(self, quick: bool, dtype: torch.dtype = torch.float32):
+        torch.manual_seed(0)
+        channels, size, batch = (8, 8, 4) if quick else (64, 16, 64)
+        self.field = VectorField(TwoConvolutions(channels, group_norm, nn.ReLU), channels).to(dtype)
+        self.x = torch.randn(batch, channels, size, size, dtype=dtype)
+        self.t = torch.tensor([0.0, 1.0], dtype=dtype)
+
+    def run(self, name: str, summed: bool = False) -> int:
+        """Compute the gradients; return the number of evaluations of the field."""
+        solve, options = VARIANTS[name]
+        self.field.zero_grad()
+        x = self.x.clone().requires_grad_()
+        ours = solve is odeint
+        counted = Counted(self.field)
+        if not ours and "adjoint" in name:
+            options = options | {"adjoint_params": tuple(self.field.parameters())}
+        loss = solve(counted, x, self.t, **options)[-1].square()
+        (loss.sum() if summed else loss.mean()).backward()
+        self.gradient = torch.cat([x.grad.ravel(), *(p.grad.ravel() for p in self.parameters())])
+        return counted.nfe
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.field.parameters())
+
+
+def megabytes(name: str, quick: bool) -> float:
+    command = [sys.executable, __file__, "--memory", name, *(["--quick"] if quick else [])]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def gradient_error(problem: Problem, name: str, reference: str) -> float:
+    problem.run(reference)
+    expected = problem.gradient
+    problem.run(name)
+    return float((problem.gradient - expected).norm() / expected.norm())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a small problem, one repeat")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each variant")
+    parser.add_argument("--memory", metavar="VARIANT", help="print this variant's peak in MB")
+    arguments = parser.parse_args()
+    problem = Problem(arguments.quick)
+    if arguments.memory:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        problem.run(arguments.memory)
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        return
+
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}\n")
+    for method in ("rk4", "dopri5"):
+        names = [name for name in VARIANTS if name.startswith(method)]
+        times = compare(
+            {name: lambda name=name: problem.run(name) for name in names},
+            1 if arguments.quick else arguments.repeats,
+        )
+        report(times, title=f"{method}, forward and backward")
+        if method == "rk4":
+            report(times, reference="rk4, torchdiffeq odeint_adjoint")
+
+    double = Problem(arguments.quick, torch.float64)
+    print(f"{'':40}{'evaluations':>12}{'peak MB':>10}{'gradient error':>16}")
+    for name in VARIANTS:
+        error = ""
+        if name.startswith("rk4"):
+            error = f"{gradient_error(double, name, 'rk4, torchdiffeq odeint'):.1e}"
+        nfe = problem.run(name)
+        print(f"{name:40}{nfe:12}{megabytes(name, arguments.quick):10.0f}{error:>16}")
+    nfe = problem.run("dopri5, adjoint, seminorm", summed=True)
+    print(f"{'dopri5, adjoint, seminorm, summed loss':40}{nfe:12}")
+    nfe = problem.run("dopri5, adjoint", summed=True)
+    print(f"{'dopri5, adjoint, summed loss':40}{nfe:12}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,317 @@
+"""The three gradients: against torchdiffeq, analysis, finite differences and one another."""
+
+import math
+import warnings
+
+import pytest
+import torch
+import torchdiffeq
+from torch import nn
+
+from mnlib.ode import Counted, odeint
+
+TIGHT = {"method": "dopri5", "rtol": 1e-11, "atol": 1e-12}
+
+
+class Field(nn.Module):
+    """A small smooth non-autonomous network."""
+
+    def __init__(self, dtype=torch.float64):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3)).to(dtype)
+        self.unused = nn.Parameter(torch.ones(2, dtype=dtype))
+        self.frozen = nn.Parameter(torch.ones(3, dtype=dtype), requires_grad=False)
+
+    def forward(self, t, y):
+        return self.net(y) * torch.cos(t) + self.frozen * y
+
+
+def gradients(solve, t, **options):
+    """Gradients of a loss that sees every requested time, and the number of evaluations."""
+    field = Field()
+    counted = Counted(field)
+    y0 = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3).requires_grad_()
+    t = t.clone().requires_grad_()
+    func = counted if solve is odeint else field
+    solution = solve(func, y0, t, **options)
+    weights = torch.linspace(1, 2, len(t), dtype=torch.float64)[:, None, None]
+    (solution.square() * weights).sum().backward()
+    assert field.frozen.grad is None
+    parameters = torch.cat([p.grad.ravel() for p in field.net.parameters()])
+    return {"y0": y0.grad, "t": t.grad, "parameters": parameters}, counted.nfe
+
+
+def distances(found, expected):
+    return {k: float((found[k] - expected[k]).norm() / expected[k].norm()) for k in found}
+
+
+def times(*ends, count=5):
+    return torch.linspace(*ends, count, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("ends", [(0.0, 2.0), (1.0, -1.0)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "euler", "step_size": 0.1},
+        {"method": "midpoint", "step_size": 0.1},
+        {"method": "rk4"},
+        {"method": "rk4", "step_size": 0.005},  # 400 steps: states are dropped and computed again
+        {"method": "dopri5", "rtol": 1e-6, "atol": 1e-6},
+        {"method": "dopri5", "rtol": 1e-3, "atol": 1e-3},
+    ],
+)
+def test_checkpoint_is_backpropagation_to_1e12(ends, options):
+    expected, _ = gradients(odeint, times(*ends), **options)
+    found, _ = gradients(odeint, times(*ends), gradient="checkpoint", **options)
+    assert max(distances(found, expected).values()) < 1e-12
+
+
+@pytest.mark.parametrize("seminorm", [False, True])
+@pytest.mark.parametrize("ends", [(0.0, 2.0), (1.0, -1.0)])
+def test_adjoint_is_backpropagation_to_1e8_at_tight_tolerance(ends, seminorm):
+    expected, _ = gradients(odeint, times(*ends), **TIGHT)
+    found, _ = gradients(odeint, times(*ends), gradient="adjoint", seminorm=seminorm, **TIGHT)
+    assert max(distances(found, expected).values()) < 1e-8
+
+
+@pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "adjoint"])
+@pytest.mark.parametrize("ends", [(0.0, 2.0), (1.0, -1.0)])
+def test_gradients_are_those_of_torchdiffeq(gradient, ends):
+    expected, _ = gradients(torchdiffeq.odeint_adjoint, times(*ends), rtol=1e-11, atol=1e-12)
+    found, _ = gradients(odeint, times(*ends), gradient=gradient, **TIGHT)
+    assert max(distances(found, expected).values()) < 1e-8
+    # Fixed steps: the same discrete adjoint, and the same continuous one.
+    theirs = torchdiffeq.odeint_adjoint if gradient == "adjoint" else torchdiffeq.odeint
+    expected, _ = gradients(theirs, times(*ends), method="rk4")
+    found, _ = gradients(odeint, times(*ends), method="rk4", gradient=gradient)
+    if gradient == "adjoint":  # torchdiffeq integrates the start's, which we have in closed form
+        assert torch.allclose(found.pop("t")[1:], expected["t"][1:], rtol=1e-12)
+    assert max(distances(found, expected).values()) < 1e-12
+
+
+@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4"])
+@pytest.mark.parametrize("gradient", ["backprop", "checkpoint"])
+def test_gradcheck_of_the_solvers_own_steps(method, gradient):
+    def solve(q, p, t, rate):
+        def func(t, y):
+            q, (p,) = y
+            return rate * p, (-torch.sin(q) * t,)
+
+        q, (p,) = odeint(
+            func,
+            (q, (p,)),
+            t,
+            method=method,
+            step_size=0.15,
+            gradient=gradient,
+            params=(rate,),
+        )
+        return q, p
+
+    start = torch.linspace(0.2, 1, 4, dtype=torch.float64)
+    inputs = (start[:2], start[2:], times(0.3, 1.0, count=3), torch.tensor(1.3).double())
+    assert torch.autograd.gradcheck(solve, [x.clone().requires_grad_() for x in inputs])
+
+
+@pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "adjoint"])
+def test_gradcheck_of_dopri5(gradient):
+    def solve(y0, t, rate):
+        return odeint(
+            lambda t, y: -rate * torch.sin(y) * t, y0, t, **TIGHT, gradient=gradient, params=(rate,)
+        )
+
+    inputs = (times(0.2, 1.0, count=2), times(0.3, 1.0, count=3), torch.tensor(1.3).double())
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    assert torch.autograd.gradcheck(solve, inputs, atol=1e-6)
+
+
+@pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "adjoint"])
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+@pytest.mark.parametrize("ends", [(0.5, 2.0), (2.0, 0.5)])
+def test_exponential_growth_in_closed_form(gradient, method, ends):
+    """y = y₀ exp(r (T - s)): every partial derivative is known, the one by the start s as well."""
+    y0, rate, t = (
+        torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (1.5, 0.7, ends)
+    )
+    options = {"step_size": 0.005} if method == "rk4" else {"rtol": 1e-11, "atol": 1e-12}
+    end = odeint(
+        lambda t, y: rate * y, y0, t, method=method, gradient=gradient, params=(rate,), **options
+    )[-1]
+    end.backward()
+    length = ends[1] - ends[0]
+    exact = 1.5 * math.exp(0.7 * length)
+    assert end.item() == pytest.approx(exact, rel=1e-9)
+    assert y0.grad.item() == pytest.approx(exact / 1.5, rel=1e-9)
+    assert rate.grad.item() == pytest.approx(exact * length, rel=1e-9)
+    assert t.grad.tolist() == pytest.approx([-0.7 * exact, 0.7 * exact], rel=1e-9)
+
+
+def test_backpropagation_can_be_differentiated_twice():
+    y0 = torch.tensor(0.7).double().requires_grad_()
+
+    def solve(y0):
+        return odeint(lambda t, y: torch.sin(y), y0, times(0.0, 1.0, count=2), method="rk4")[-1]
+
+    assert torch.autograd.gradgradcheck(solve, [y0])
+    once = odeint(
+        lambda t, y: -y, y0, times(0.0, 1.0), method="rk4", gradient="checkpoint", params=()
+    )
+    (slope,) = torch.autograd.grad(once[-1], y0, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
+        slope.backward()
+
+
+def test_checkpoint_keeps_root_many_states_and_costs_what_it_says():
+    for steps in (10, 64, 100, 1000, 5000):
+        counted = Counted(lambda t, y: -y * t)
+        y0 = torch.ones(2, requires_grad=True)
+        found = odeint(
+            counted,
+            y0,
+            torch.tensor([0.0, 1.0]),
+            method="euler",
+            step_size=1 / steps,
+            gradient="checkpoint",
+            params=(),
+        )
+        assert counted.nfe == steps
+        node = (
+            found.grad_fn.next_functions[0][0]
+            if not hasattr(found.grad_fn, "kept")
+            else (found.grad_fn)
+        )
+        assert len(node.kept) <= 8 * math.sqrt(max(64, steps))
+        assert len(node.record) == steps
+        found[-1].sum().backward()
+        assert counted.nfe == 2 * steps if steps <= 64 else counted.nfe < 3 * steps
+
+
+def test_evaluations_are_counted_forward_and_backward():
+    _, forward = gradients(odeint, times(0.0, 2.0), method="rk4", step_size=0.1)
+    assert forward == 4 * 20
+    _, both = gradients(odeint, times(0.0, 2.0), method="rk4", step_size=0.1, gradient="checkpoint")
+    assert both == 2 * 4 * 20
+    _, both = gradients(odeint, times(0.0, 2.0), method="rk4", step_size=0.1, gradient="adjoint")
+    assert both == 2 * 4 * 20 + 5  # and one at each time for its own gradient
+
+
+@pytest.mark.parametrize("gradient", ["checkpoint", "adjoint"])
+def test_nothing_is_saved_but_states(gradient):
+    """The graph holds O(1) tensors of the state's size, however many steps."""
+    field, sizes = Field(), []
+
+    def pack(x):
+        sizes.append(x.numel())
+        return x
+
+    for steps in (5, 500):
+        sizes.clear()
+        y0 = torch.ones(100, 3, dtype=torch.float64, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            odeint(
+                field,
+                y0,
+                times(0.0, 1.0, count=2),
+                method="rk4",
+                step_size=1 / steps,
+                gradient=gradient,
+            )
+        assert sum(sizes) <= 2 * 300 + 2 + sum(p.numel() for p in field.parameters())
+
+
+@pytest.mark.parametrize("seminorm", [False, True])
+def test_the_units_of_the_loss_do_not_change_the_adjoints_steps(seminorm):
+    found = []
+    for scale in (2.0**-20, 1.0, 2.0**20):
+        counted = Counted(Field())
+        y0 = torch.ones(4, 3, dtype=torch.float64, requires_grad=True)
+        end = odeint(
+            counted,
+            y0,
+            times(0.0, 1.0),
+            rtol=1e-5,
+            atol=1e-5,
+            gradient="adjoint",
+            seminorm=seminorm,
+        )[-1]
+        (scale * end.square().sum()).backward()
+        found.append((counted.nfe, y0.grad / scale))
+    assert found[0][0] == found[1][0] == found[2][0]
+    assert torch.equal(found[0][1], found[1][1])
+    assert torch.equal(found[2][1], found[1][1])
+
+
+def test_summed_loss_of_many_entries_is_no_more_work_than_the_mean():
+    counts = []
+    for reduce in (torch.mean, torch.sum):
+        counted = Counted(Field(torch.float32))
+        y0 = torch.linspace(-1, 1, 30_000).reshape(-1, 3).requires_grad_()
+        t = torch.tensor([0.0, 1.0])
+        end = odeint(counted, y0, t, rtol=1e-3, atol=1e-3, gradient="adjoint")[-1]
+        reduce(end.square()).backward()
+        counts.append(counted.nfe)
+    assert counts[1] == pytest.approx(counts[0], abs=6)
+
+
+def test_adjoint_warns_when_the_backward_solve_goes_astray():
+    y0 = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    t = times(0.0, 1.0, count=2)
+    options = {"rtol": 1e-3, "atol": 1e-3, "params": ()}
+    with pytest.warns(UserWarning, match=r"misses the forward one by .* at t = 0"):
+        odeint(lambda t, y: -30 * y, y0, t, gradient="adjoint", **options)[-1].backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        odeint(lambda t, y: -3 * y, y0, t, gradient="adjoint", **options)[-1].backward()
+
+
+@pytest.mark.parametrize("gradient", ["checkpoint", "adjoint"])
+def test_initial_state_overwritten_before_backward_is_noticed(gradient):
+    y0 = torch.ones(2)
+    weight = torch.ones((), requires_grad=True)
+    found = odeint(
+        lambda t, y: weight * y,
+        y0,
+        torch.tensor([0.0, 1.0]),
+        method="rk4",
+        gradient=gradient,
+        params=(weight,),
+    )
+    with torch.no_grad():
+        weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        found[-1].sum().backward()
+
+
+def test_checkpoint_retakes_the_steps_under_the_forwards_autocast():
+    layer, kinds = nn.Linear(4, 4), []
+    x, t = torch.linspace(-1, 1, 8).reshape(2, 4), torch.tensor([0.0, 1.0])
+
+    def func(t, y):
+        value = torch.tanh(layer(y))
+        kinds.append(value.dtype)
+        return value.float()
+
+    found = []
+    for gradient in ("backprop", "checkpoint"):
+        layer.zero_grad()
+        params = tuple(layer.parameters())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            end = odeint(func, x, t, method="midpoint", gradient=gradient, params=params)[-1]
+        end.sum().backward()
+        found.append(layer.weight.grad.clone())
+    assert set(kinds) == {torch.bfloat16}
+    assert len(kinds) == 2 + 4
+    assert torch.allclose(*found, rtol=0.02, atol=0.02)
+
+
+def test_solution_where_nothing_depends_on_the_input():
+    y0 = torch.ones(2, requires_grad=True)
+    t = torch.tensor([0.0, 1.0])
+    for gradient in ("checkpoint", "adjoint"):
+        y0.grad = None
+        odeint(lambda t, y: torch.ones(2), y0, t, method="rk4", gradient=gradient, params=())[
+            -1
+        ].sum().backward()
+        assert y0.grad.tolist() == [1, 1]

@@ -1,0 +1,133 @@
+"""Residual and ODE blocks."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from mnlib.residual import (
+    Bottleneck,
+    LinearBottleneck,
+    ODEBlock,
+    Residual,
+    TwoConvolutions,
+    VectorField,
+    group_norm,
+)
+
+BRANCHES = {
+    "bottleneck": lambda: Bottleneck(16, 4, group_norm, nn.SiLU),
+    "linear bottleneck": lambda: LinearBottleneck(16, 48, group_norm, nn.SiLU),
+    "two convolutions": lambda: TwoConvolutions(16, group_norm, nn.SiLU),
+}
+
+
+def convolutions(branch):
+    return [m for m in branch if isinstance(m, nn.Conv2d)]
+
+
+def test_widths_of_the_general_and_the_inverted_block():
+    general = [m.out_channels for m in convolutions(Bottleneck(256, 64))]
+    assert general == [64, 64, 256]  # wide, narrow, narrow, wide
+    inverted = convolutions(LinearBottleneck(24, 144))
+    assert [m.out_channels for m in inverted] == [144, 144, 24]
+    assert inverted[1].groups == 144
+    assert [m.kernel_size for m in inverted] == [(1, 1), (3, 3), (1, 1)]
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_last_layer_is_linear(name):
+    """Nothing follows the projection but the norm, so that outputs take both signs freely."""
+    branch = BRANCHES[name]()
+    assert isinstance(branch[-1], nn.GroupNorm)
+    assert isinstance(branch[-2], nn.Conv2d)
+
+
+def test_linear_bottleneck_has_the_parameters_of_the_paper():
+    """h·w·t d' (d' + k² + d'') multiplications a position (Sandler et al., 2018, section 3.2)."""
+    count = sum(m.weight.numel() for m in convolutions(LinearBottleneck(24, 6 * 24)))
+    assert count == 6 * 24 * (24 + 9 + 24)
+
+
+def test_residual_is_an_euler_step_of_length_tau():
+    branch = nn.Linear(3, 3)
+    h = torch.randn(2, 3)
+    assert torch.equal(Residual(branch, 0.25)(h), h + 0.25 * branch(h))
+    assert torch.equal(Residual(branch)(h), h + branch(h))
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_one_euler_step_of_an_ode_block_is_the_residual_block(name):
+    torch.manual_seed(0)
+    field = VectorField(BRANCHES[name](), 16)
+    h = torch.randn(2, 16, 6, 6)
+    block = ODEBlock(field, "euler", steps=1)
+    assert torch.allclose(block(h), Residual(field.branch)(h), atol=1e-6)
+    assert block.nfe == 1
+    stacked = ODEBlock(field, "euler", steps=4)(h)
+    for n in range(4):
+        h = h + field(torch.tensor(n / 4), h) / 4
+    assert torch.allclose(stacked, h, atol=1e-5)
+
+
+def test_time_shifts_the_channels():
+    field = VectorField(nn.Identity(), 2)
+    h = torch.zeros(1, 2, 3, 3)
+    assert torch.equal(field(torch.tensor(0.5), h), h)
+    nn.init.constant_(field.shift, 3.0)
+    assert torch.equal(field(torch.tensor(0.5), h), h + 1.5)
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+@pytest.mark.parametrize("name", BRANCHES)
+def test_gradients_of_a_block_agree(name, method):
+    torch.manual_seed(0)
+    block = ODEBlock(VectorField(BRANCHES[name](), 16), method, steps=16, tolerance=1e-8).double()
+    nn.init.normal_(block.field.shift)
+    h = torch.randn(2, 16, 4, 4, dtype=torch.float64)
+    found = {}
+    for gradient in ("backprop", "checkpoint", "adjoint"):
+        block.gradient = gradient
+        block.zero_grad()
+        x = h.clone().requires_grad_()
+        block(x).square().sum().backward()
+        found[gradient] = torch.cat([x.grad.ravel(), *(p.grad.ravel() for p in block.parameters())])
+    size = found["backprop"].norm()
+    assert (found["checkpoint"] - found["backprop"]).norm() < 1e-12 * size
+    assert (found["adjoint"] - found["backprop"]).norm() < 1e-3 * size
+
+
+def test_smooth_blocks_converge_to_a_flow_at_the_solvers_order():
+    torch.manual_seed(0)
+    block = ODEBlock(VectorField(BRANCHES["linear bottleneck"](), 16), "rk4").double()
+    h = torch.randn(1, 16, 4, 4, dtype=torch.float64)
+    with torch.no_grad():
+        block.steps = 256
+        exact = block(h)
+        errors = []
+        for block.steps in (16, 32):
+            errors.append((block(h) - exact).norm())
+    assert 12 < errors[0] / errors[1] < 20
+
+
+def test_trajectory_starts_at_the_input_and_ends_at_the_output():
+    torch.manual_seed(0)
+    block = ODEBlock(VectorField(TwoConvolutions(8, group_norm, nn.SiLU), 8), steps=4)
+    h = torch.randn(1, 8, 4, 4)
+    path = block.trajectory(h, torch.linspace(0, 1, 3))
+    assert torch.equal(path[0], h)
+    assert torch.allclose(path[-1], block(h), atol=1e-6)
+
+
+def test_block_can_be_copied_saved_and_solved_otherwise():
+    torch.manual_seed(0)
+    block = ODEBlock(VectorField(TwoConvolutions(8, group_norm, nn.SiLU), 8))
+    twin = copy.deepcopy(block)
+    twin.load_state_dict(block.state_dict())
+    h = torch.randn(1, 8, 4, 4)
+    assert torch.equal(twin(h), block(h))
+    twin.method, twin.tolerance = "dopri5", 1e-6
+    block.steps = 64
+    assert torch.allclose(twin(h), block(h), atol=1e-3)
+    assert (twin.nfe, block.nfe) != (8, 8)
