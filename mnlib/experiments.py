@@ -18,18 +18,18 @@ from mnlib.data import Dataset
 from mnlib.models import mobilenet_v3_small
 from mnlib.models.cifar import NeuralODE, ResNet20
 from mnlib.models.small import SmallConvNet
-from mnlib.runs import Run
+from mnlib.runs import Outcome, Run
 from mnlib.training import Recipe
 
-Outcome = tuple[Run, Mapping[str, Tensor] | None]
+#: Six epochs, the first four at three quarters of the resolution, where they cost half.
+SHORT = Recipe(sizes=(24,) * 4 + (32,) * 2, smoothing=0.1)
 
 #: The solvers that a trained Neural ODE must give the same accuracy with: its own, the same with
-#: twice and four times as many steps, a fourth-order one, and an adaptive one.
+#: twice and four times as many steps, and an adaptive one.
 SOLVERS = (
     {"method": "midpoint", "steps": 2},
     {"method": "midpoint", "steps": 4},
     {"method": "midpoint", "steps": 8},
-    {"method": "rk4", "steps": 4},
     {"method": "dopri5", "tolerance": 1e-3},
 )
 
@@ -161,7 +161,6 @@ def _refine(model: NeuralODE, _outputs: Tensor, evaluate: Callable[[], float]) -
     rows = []
     for solver in SOLVERS:
         model.solve_with(**solver)
-        model.reset_nfe()
         rows.append({**solver, "accuracy": evaluate(), "evaluations": model.nfe})
     return {"refined": rows}
 
@@ -233,10 +232,8 @@ EXPERIMENTS: dict[str, dict[str, dict[str, Callable[[int, dict[str, str]], Outco
     "table1": {
         # a short training, which lands near the slides' 85.14 % and 84.61 %
         "slides": {
-            "resnet20": partial(
-                _cifar, build=ResNet20, recipe=Recipe(sizes=(24,) * 5 + (32,) * 2, smoothing=0.1)
-            ),
-            "neural_ode": partial(_ode, recipe=Recipe(sizes=(24,) * 5 + (32,) * 2, smoothing=0.1)),
+            "resnet20": partial(_cifar, build=ResNet20, recipe=SHORT),
+            "neural_ode": partial(_ode, recipe=SHORT),
         },
         # as long as the published accuracies take
         "good": {

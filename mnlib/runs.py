@@ -57,6 +57,10 @@ class Run:
         return f"{self.experiment}-{self.model}-{self.protocol}-{self.seed}"
 
 
+#: What a measurement returns: the run, and the weights to keep with it, if any.
+Outcome = tuple[Run, Mapping[str, torch.Tensor] | None]
+
+
 def environment() -> dict[str, str]:
     """Return ``hardware``, ``commit``, ``date`` (UTC) and ``command`` of this very process.
 
@@ -99,7 +103,7 @@ def save_run(
     *,
     folder: Path = FOLDER,
 ) -> Run:
-    """Write a run, and its weights ``state`` if there are any; return it with ``sha256`` set.
+    """Write a run, and its weights ``state`` if there are any; return it as it reads back.
 
     Args:
         run: the run; its ``checkpoint`` and ``sha256`` are set here.
@@ -126,7 +130,7 @@ def save_run(
     path = folder / "runs" / f"{run.name}.json"
     with written_whole(path) as part:
         part.write_text(text + "\n", encoding="utf-8")
-    return run
+    return Run(**json.loads(text))
 
 
 def _encode(run: Run) -> str:

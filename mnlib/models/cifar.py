@@ -103,6 +103,7 @@ class NeuralODE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images to logits."""
         for entry, block in zip(self.entries, self.blocks, strict=True):
+            block.nfe = 0
             x = block(entry(x))
         return self.head(x)
 
@@ -121,10 +122,5 @@ class NeuralODE(nn.Module):
 
     @property
     def nfe(self) -> int:
-        """Evaluations of all right-hand sides since the last :meth:`reset_nfe`."""
+        """Evaluations of all right-hand sides in the last forward pass, and in its backward."""
         return sum(block.nfe for block in self.blocks)
-
-    def reset_nfe(self) -> None:
-        """Count evaluations from zero again."""
-        for block in self.blocks:
-            block.nfe = 0

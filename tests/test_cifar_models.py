@@ -1,0 +1,101 @@
+"""The two networks of Table 1: He et al.'s ResNet-20, and a Neural ODE that is one."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mnlib.models.cifar import BasicBlock, NeuralODE, ResNet20
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.fixture
+def ode():
+    torch.manual_seed(0)
+    return NeuralODE(widths=(4, 8, 8)).double()
+
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def test_resnet20_has_the_published_size_and_the_ode_no_more():
+    assert parameters(ResNet20()) == 269_722  # He et al. (2016), table 6: 0.27 M
+    assert parameters(NeuralODE()) == 263_066
+
+
+def test_resnet20_has_nine_blocks_in_three_stages_of_falling_resolution():
+    model = ResNet20(classes=7)
+    shapes = []
+    for module in model:
+        if isinstance(module, BasicBlock):
+            module.register_forward_hook(lambda m, i, out: shapes.append(tuple(out.shape[1:])))
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+    assert shapes == [(16, 32, 32)] * 3 + [(32, 16, 16)] * 3 + [(64, 8, 8)] * 3
+
+
+def test_shortcut_of_a_wider_block_subsamples_and_pads_with_zeros():
+    block = BasicBlock(3, 5)
+    torch.nn.init.zeros_(block.branch[-1].weight)  # silences the branch
+    h = torch.randn(2, 3, 6, 6)
+    out = block(h)
+    torch.testing.assert_close(out[:, :3], F.relu(h[:, :, ::2, ::2]))
+    assert not out[:, 3:].any()
+
+
+def test_one_euler_step_is_the_residual_network(ode):
+    ode.solve_with("euler", steps=1)
+    h = X
+    for entry, block in zip(ode.entries, ode.blocks, strict=True):
+        h = entry(h)
+        h = h + block.field.branch(h)
+    torch.testing.assert_close(ode(X), ode.head(h), rtol=1e-12, atol=1e-12)
+
+
+def test_finer_steps_converge_to_the_flow_at_the_midpoint_rules_order(ode):
+    ode.solve_with("dopri5", tolerance=1e-10)
+    with torch.no_grad():
+        flow = ode(X)
+        errors = []
+        for steps in (32, 64, 128):
+            ode.solve_with("midpoint", steps=steps)
+            errors.append((ode(X) - flow).abs().max().item())
+    assert 3.4 < errors[0] / errors[1] < 4.6
+    assert 3.6 < errors[1] / errors[2] < 4.4
+
+
+def test_evaluations_are_counted(ode):
+    ode(X)
+    assert ode.nfe == 3 * 2 * 2  # stages, steps, evaluations a midpoint step
+    ode.solve_with("rk4", steps=3)
+    ode(X)
+    assert ode.nfe == 3 * 3 * 4
+
+
+def test_trajectories_run_from_each_entry_to_the_next(ode):
+    times = torch.linspace(0, 1, 3, dtype=torch.float64)
+    flows = ode.trajectory(X, times)
+    assert [tuple(f.shape) for f in flows] == [
+        (3, 2, 4, 8, 8),
+        (3, 2, 8, 4, 4),
+        (3, 2, 8, 2, 2),
+    ]
+    torch.testing.assert_close(flows[0][0], ode.entries[0](X))
+    torch.testing.assert_close(flows[1][0], ode.entries[1](flows[0][-1]))
+    torch.testing.assert_close(ode.head(flows[2][-1]), ode(X))
+
+
+@pytest.mark.parametrize(
+    ("gradient", "method", "tolerance"),
+    [("checkpoint", "midpoint", 1e-12), ("adjoint", "dopri5", 1e-4)],
+)
+def test_it_trains_with_each_gradient_method(gradient, method, tolerance):
+    grads = []
+    for how in ("backprop", gradient):
+        torch.manual_seed(0)
+        model = NeuralODE(widths=(4, 8, 8), gradient=how).double()
+        model.solve_with(method, steps=16, tolerance=1e-8)
+        F.cross_entropy(model(X), torch.tensor([1, 2])).backward()
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert (grads[1] - grads[0]).norm() < tolerance * grads[0].norm()

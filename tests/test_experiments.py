@@ -1,0 +1,126 @@
+"""What `mnlib run` records, on tasks of a second."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from torch import nn
+
+from mnlib import experiments, runs, training
+from mnlib.data import Dataset
+from mnlib.models.cifar import NeuralODE
+from mnlib.training import Recipe
+
+
+def _load(split):
+    """Bright or dark images: two classes."""
+    rng = np.random.default_rng(len(split))
+    labels = np.arange(80, dtype=np.int64) % 2
+    images = rng.integers(0, 120, (80, 8, 8, 3)) + 130 * labels[:, None, None, None]
+    return Dataset(images.astype(np.uint8), labels)
+
+
+def _tiny():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+
+
+_task = partial(
+    experiments._train,
+    dataset="stripes",
+    load=_load,
+    held_out=20,
+    recipe=Recipe(sizes=(8, 8), batch=10, rate=0.05),
+)
+TABLE = {
+    "toy": {
+        "short": {
+            "conv": partial(_task, build=_tiny),
+            "ode": partial(
+                _task, build=partial(NeuralODE, 2, widths=(4, 8, 8)), more=experiments._refine
+            ),
+        }
+    }
+}
+
+
+@pytest.fixture
+def toy(monkeypatch, tmp_path):
+    monkeypatch.setattr(experiments, "EXPERIMENTS", TABLE)
+    monkeypatch.setenv("MNLIB_DATA", str(tmp_path / "data"))
+    return tmp_path
+
+
+def test_a_recorded_run_is_reproduced_by_its_checkpoint(toy, capsys):
+    (run,) = experiments.run("toy", models=["conv"], seeds=[3], folder=toy)
+    assert runs.load_runs("toy", folder=toy) == [run]
+    assert (run.model, run.protocol, run.seed, run.epochs) == ("conv", "short", 3, 2)
+    assert len(run.results["curves"]["accuracy"]) == 2
+    assert run.results["trained_on"] == 60
+    assert run.accuracy > 0.8
+    assert runs.provenance(run) in capsys.readouterr().out
+
+    model = _tiny()
+    model.load_state_dict(runs.load_checkpoint(run, folder=toy))
+    test = _load("test")
+    outputs = training.logits(model, test.images, size=8, statistics="cifar10")
+    assert training.accuracy(outputs, test.labels) == run.accuracy
+
+
+def test_a_killed_run_leaves_its_progress_and_goes_on(toy, monkeypatch):
+    whole = experiments.run("toy", models=["conv"], folder=toy / "whole")[0]
+
+    def dies(*args, original=training.logits, calls=iter(range(9)), **kwargs):  # noqa: B008
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "logits", dies)
+        with pytest.raises(KeyboardInterrupt):
+            experiments.run("toy", models=["conv"], folder=toy)
+    assert runs.load_runs(folder=toy) == []
+    assert [p.name for p in (toy / "data" / "runs").iterdir()] == ["toy-short-conv-0.pt"]
+    (run,) = experiments.run("toy", models=["conv"], folder=toy)
+    assert run.results["curves"]["loss"] == whole.results["curves"]["loss"]
+    assert run.sha256 == whole.sha256
+    assert not list((toy / "data" / "runs").iterdir())
+
+
+def test_a_trained_ode_is_solved_with_finer_steps_too(toy):
+    (run,) = experiments.run("toy", models=["ode"], folder=toy)
+    rows = run.results["refined"]
+    assert rows[0]["accuracy"] == run.accuracy
+    assert [row["method"] for row in rows] == ["midpoint"] * 3 + ["dopri5"]
+    assert [row["evaluations"] for row in rows[:3]] == [12, 24, 48]
+
+
+def test_every_model_and_seed_of_a_protocol_is_run_unless_told_otherwise(toy):
+    recorded = experiments.run("toy", seeds=[0, 1], folder=toy)
+    assert [(r.model, r.seed) for r in recorded] == [
+        ("conv", 0),
+        ("conv", 1),
+        ("ode", 0),
+        ("ode", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"experiment": "table7"}, "experiment 'table7'.*table1"),
+        ({"experiment": "table1", "protocol": "best"}, "protocol 'best'.*slides"),
+        (
+            {"experiment": "table1", "protocol": "slides", "models": ["alexnet"]},
+            "model.*'alexnet'.*neural_ode",
+        ),
+    ],
+)
+def test_unknown_names_are_told_the_known_ones(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        experiments.run(**arguments)
+
+
+def test_missing_data_is_told_with_the_remedy(monkeypatch):
+    monkeypatch.setenv("MNLIB_TIER", "embedded")
+    with pytest.raises(FileNotFoundError, match="cifar10"):
+        experiments.run("table1", models=["resnet20"], protocol="slides")
