@@ -27,9 +27,9 @@ SHORT = Recipe(sizes=(24,) * 4 + (32,) * 2, smoothing=0.1)
 #: The solvers that a trained Neural ODE must give the same accuracy with: its own, the same with
 #: twice and four times as many steps, and an adaptive one.
 SOLVERS = (
+    {"method": "midpoint", "steps": 1},
     {"method": "midpoint", "steps": 2},
     {"method": "midpoint", "steps": 4},
-    {"method": "midpoint", "steps": 8},
     {"method": "dopri5", "tolerance": 1e-3},
 )
 

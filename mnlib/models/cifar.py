@@ -67,7 +67,7 @@ class NeuralODE(nn.Module):
         classes: number of outputs.
         widths: channels of the stages.
         method: solver, as are ``steps`` and ``gradient`` (see :class:`mnlib.residual.ODEBlock`).
-        steps: number of steps of each stage.
+        steps: number of steps of each stage; one midpoint step is two evaluations.
         gradient: how the solve is differentiated.
 
     """
@@ -77,7 +77,7 @@ class NeuralODE(nn.Module):
         classes: int = 10,
         widths: Sequence[int] = (16, 48, 96),
         method: str = "midpoint",
-        steps: int = 2,
+        steps: int = 1,
         gradient: str = "backprop",
     ):
         super().__init__()
@@ -107,7 +107,7 @@ class NeuralODE(nn.Module):
             x = block(entry(x))
         return self.head(x)
 
-    def solve_with(self, method: str, steps: int = 2, tolerance: float = 1e-3) -> None:
+    def solve_with(self, method: str, steps: int = 1, tolerance: float = 1e-3) -> None:
         """Have every stage solved otherwise from now on, with the same weights."""
         for block in self.blocks:
             block.method, block.steps, block.tolerance = method, steps, tolerance
