@@ -5,6 +5,7 @@ Sources: Sandler et al. (2018), Howard et al. (2019), Hu et al. (2018).
 """
 
 import copy
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -252,3 +253,21 @@ def count_parameters(model: nn.Module) -> int:
 def count_macs(model: nn.Module, shape: tuple[int, ...] = (3, 224, 224)) -> int:
     """Return the multiply-adds of ``model`` for one input of ``shape``, as :func:`layers` does."""
     return layers(model, shape)[-1].macs
+
+
+def time_in_turns(
+    variants: dict[str, Callable[[], object]], repeats: int
+) -> dict[str, list[float]]:
+    """Return the seconds of each call, ``repeats`` a variant, after one call to warm up.
+
+    The variants take turns, so that a moment in which the machine is busy with something else
+    meets all of them: compare them by ratio, round by round.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(repeats + 1):
+        for name, variant in variants.items():
+            start = time.perf_counter()
+            variant()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds

@@ -18,6 +18,7 @@ from mnlib.blocks import (
     layers,
     optimize_for_inference,
     round_channels,
+    time_in_turns,
 )
 
 few = settings(deadline=None, max_examples=25)
@@ -169,3 +170,10 @@ def test_bad_rows_are_refused_in_one_sentence():
         InvertedResidual(8, Row(3, 8, 8, False, "RE", 3))
     with pytest.raises(ValueError, match="'SWISH' is unknown: choose one of RE, RE6, HS or None"):
         InvertedResidual(8, Row(3, 8, 8, False, "SWISH", 1))
+
+
+def test_variants_are_called_in_turns_after_a_warm_up():
+    calls = []
+    seconds = time_in_turns({name: lambda name=name: calls.append(name) for name in "ab"}, 3)
+    assert "".join(calls) == "abababab"
+    assert {name: len(s) for name, s in seconds.items()} == {"a": 3, "b": 3}

@@ -148,6 +148,26 @@ def test_number_of_shortcuts(rows, shortcuts):
     assert sum(r.stride == 1 and r.out == i for r, i in zip(rows, inputs, strict=True)) == shortcuts
 
 
+@pytest.mark.parametrize("name", ["mobilenet_v3_large", "mobilenet_v3_small"])
+def test_specification_read_off_the_modules_is_the_table_they_were_built_from(name):
+    with torch.device("meta"):
+        table = mobilenet.specification(getattr(models, name)())
+    rows = mobilenet.V3_LARGE if name.endswith("large") else mobilenet.V3_SMALL
+    for line, row in zip(table[1 : 1 + len(rows)], rows, strict=True):
+        printed = (f"bneck, {row.kernel}×{row.kernel}", str(row.expanded), str(row.out))
+        printed += ("✓" if row.se else "-", row.nonlinearity, str(row.stride))
+        assert tuple(line.values())[1:] == printed
+    assert [*table[0].values()] == ["224² × 3", "conv2d, 3×3", "-", "16", "-", "HS", "2"]
+    last = [6 * rows[-1].out, {160: 1280, 96: 1024}[rows[-1].out]]
+    assert [*table[-4].values()][0::3] == [f"7² × {rows[-1].out}", str(last[0]), "1"]
+    assert [line["Input"] for line in table[-3:]] == [
+        f"7² × {last[0]}",
+        f"1² × {last[0]}",
+        f"1² × {last[1]}",
+    ]
+    assert [line["NL"] for line in table[-4:]] == ["HS", "-", "HS", "-"]
+
+
 def test_last_stage_before_and_after_the_redesign():
     before, after = mobilenet.last_stage_before(), mobilenet.last_stage_after()
     macs_before, macs_after = (count_macs(m, (160, 7, 7)) for m in (before, after))

@@ -8,7 +8,15 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from mnlib.blocks import ConvNormActivation, InvertedResidual, Row, round_channels
+from mnlib.blocks import (
+    NONLINEARITIES,
+    ConvNormActivation,
+    InvertedResidual,
+    Row,
+    SqueezeExcitation,
+    layers,
+    round_channels,
+)
 
 # out, stride. The paper prints stride 2 in the last row, but keeps its 7×7 map: it is 1.
 V1 = (
@@ -172,6 +180,47 @@ def mobilenet_v3_large(classes: int = 1000, width: float = 1.0) -> MobileNet:
 def mobilenet_v3_small(classes: int = 1000, width: float = 1.0) -> MobileNet:
     """Return MobileNetV3-Small, as :func:`mobilenet_v1`."""
     return _mobilenet_v3(V3_SMALL, 1024, classes, width)
+
+
+def specification(model: MobileNet) -> list[dict[str, str]]:
+    """Return the table of a V3 as its paper prints it, read off the modules and their shapes.
+
+    The columns are those of Tables 1 and 2 of Howard et al. (2019), for a 224×224 image.
+    """
+    found = {layer.name: layer for layer in layers(model)}
+    letters = {kind: letter for letter, kind in NONLINEARITIES.items()}
+    rows = []
+
+    def add(shape, operator, expanded="-", out="-", se=False, modules=(), stride=1):
+        channels, side = shape[0], shape[1] if len(shape) > 1 else 1
+        nonlinearity = next((letters[type(m)] for m in modules if type(m) in letters), "-")
+        row = (f"{side}² × {channels}", operator, expanded, out, "✓" if se else "-", nonlinearity)
+        rows.append((*map(str, row), str(stride)))
+
+    for i, child in enumerate(model.features):
+        modules = list(child.modules())
+        # the gates' convolutions are the only ones with a bias
+        convs = [m for m in modules if isinstance(m, nn.Conv2d) and m.bias is None]
+        filters = max(convs, key=lambda conv: conv.kernel_size)
+        block = isinstance(child, InvertedResidual)
+        add(
+            found[f"features.{i}"].input,
+            f"{'bneck' if block else 'conv2d'}, {filters.kernel_size[0]}×{filters.kernel_size[1]}",
+            filters.out_channels if block else "-",
+            convs[-1].out_channels,
+            any(isinstance(m, SqueezeExcitation) for m in modules),
+            modules,
+            filters.stride[0],
+        )
+    last = found["features"].output
+    add(last, f"pool, {last[1]}×{last[2]}")
+    for i, linear in enumerate(model.classifier):
+        if isinstance(linear, nn.Linear):
+            after = model.classifier[i + 1 : i + 2]
+            shape = found[f"classifier.{i}"].input
+            add(shape, "conv2d 1×1, NBN", out=linear.out_features, modules=after)
+    columns = ("Input", "Operator", "exp size", "#out", "SE", "NL", "s")
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def last_stage_before(classes: int = 1000) -> nn.Sequential:
