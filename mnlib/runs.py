@@ -4,6 +4,7 @@ A run is one JSON file under ``data/runs``, its weights a file under ``data/chec
 committed, so that a reader without the data or the hours still sees results with their provenance.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -12,14 +13,13 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-
-from mnlib.data.store import written_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "data"
@@ -59,6 +59,20 @@ class Run:
 
 #: What a measurement returns: the run, and the weights to keep with it, if any.
 Outcome = tuple[Run, Mapping[str, torch.Tensor] | None]
+
+
+@contextlib.contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """Yield a path beside ``target`` to write to; at the end put it in ``target``'s place at once.
+
+    Raises:
+        OSError: the folder cannot be written to; ``target`` is then as it was before.
+
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
+        yield Path(temporary, target.name)
+        os.replace(Path(temporary, target.name), target)
 
 
 def environment() -> dict[str, str]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mnlib.data.store import written_whole
+from mnlib.runs import written_whole
 
 #: Mean and standard deviation of each channel in [0, 1]: of CIFAR-10's training images, and
 #: torchvision's for ImageNet, which the pre-trained MobileNets expect.

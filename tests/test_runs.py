@@ -58,6 +58,16 @@ def test_checkpoint_that_changed_or_went_missing_is_refused(tmp_path):
         runs.load_checkpoint(RUN, folder=tmp_path)
 
 
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    target = tmp_path / "value.txt"
+    target.write_text("old")
+    with pytest.raises(OSError, match="disk full"), runs.written_whole(target) as part:
+        part.write_text("half")
+        raise OSError("disk full")
+    assert [p.name for p in tmp_path.iterdir()] == ["value.txt"]
+    assert target.read_text() == "old"
+
+
 def test_what_json_cannot_hold_is_refused_before_anything_is_written(tmp_path):
     for bad in (float("nan"), torch.ones(1)):
         with pytest.raises(ValueError, match="JSON"):
