@@ -61,9 +61,14 @@ def test_checkpoint_that_changed_or_went_missing_is_refused(tmp_path):
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     target = tmp_path / "value.txt"
     target.write_text("old")
-    with pytest.raises(OSError, match="disk full"), runs.written_whole(target) as part:
-        part.write_text("half")
-        raise OSError("disk full")
+
+    def fill_half_of_the_disk():
+        with runs.written_whole(target) as part:
+            part.write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fill_half_of_the_disk()
     assert [p.name for p in tmp_path.iterdir()] == ["value.txt"]
     assert target.read_text() == "old"
 
