@@ -231,17 +231,18 @@ def decouple(
     if not 1 <= rank <= bound:
         raise ValueError(f"rank {rank} is out of range: give 1 to {bound} for {order}")
     x = weight.detach().flatten(2)
-    if not bool(x.isfinite().all()):
+    if not all(bool(v.isfinite()) for v in x.aminmax()):
         raise ValueError("the weight holds a NaN or an infinity: give finite numbers")
-    x = (x.transpose(0, 1) if order == "depthwise_first" else x).contiguous()
+    x = x.transpose(0, 1) if order == "depthwise_first" else x
     if x.dtype == torch.float64:
         left, values, right = torch.linalg.svd(x, full_matrices=False)
         mixed, squares = (left * values[:, None])[..., :rank], values.square()
         kernels = right[:, :rank]
     else:
         x = x.float()
-        double = x.double()
-        squares, vectors = torch.linalg.eigh(double.mT @ double)
+        # A few slices at a time stay in the cache.
+        parts = (part.contiguous().double() for part in x.split(64))
+        squares, vectors = torch.linalg.eigh(torch.cat([part.mT @ part for part in parts]))
         squares = squares.flip(1)[:, :bound].clamp(min=0)
         kernels = vectors.flip(2)[..., :rank].mT.to(x)
         mixed = x @ kernels.mT
