@@ -3,22 +3,29 @@
 The only part of mnlib that touches the network.
 """
 
+import errno
 import importlib.util
 import queue
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from filelock import FileLock
-
 from mnlib.data.sources import INPUTS, Source
-from mnlib.data.store import check_name, find, folders, read, unwritable, write_store
+from mnlib.data.store import (
+    check_name,
+    find,
+    folders,
+    install,
+    read,
+    says_full,
+    workspace,
+    write_store,
+)
 
 PATIENCE = 8
 """Seconds after which a source that says nothing counts as not reachable."""
@@ -68,26 +75,21 @@ def _fetch_one(name: str, folder: Path, dead: dict[str, str]) -> dict[str, str]:
 
     if there():  # also where the first folder is read-only
         return there()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".mnlib.lock"):
-            if there():
-                return there()
-            for left_by_a_killed_fetch in folder.glob(".mnlib-fetch-*"):
-                shutil.rmtree(left_by_a_killed_fetch, ignore_errors=True)
-            reasons = []
-            for source in INPUTS[name].sources:
-                label = _label(source)
-                with tempfile.TemporaryDirectory(prefix=".mnlib-fetch-", dir=folder) as temporary:
-                    try:
-                        _download(source, Path(temporary), dead)
-                        _install(name, Path(temporary), folder, label)
-                        return row("fetched", label, reasons)
-                    except (Unreachable, ValueError) as error:
-                        reasons.append(f"{label}: {error}")
-            return row("not reached", "", reasons)
-    except OSError as error:
-        raise unwritable(error, folder) from error
+    with workspace(folder) as temporary:
+        if there():  # another fetch was at work
+            return there()
+        reasons = []
+        for source in INPUTS[name].sources:
+            label = _label(source)
+            here = temporary / source.client
+            here.mkdir()
+            try:
+                _download(source, here, dead)
+                _install(name, here, folder, label)
+                return row("fetched", label, reasons)
+            except (Unreachable, ValueError) as error:
+                reasons.append(f"{label}: {error}")
+        return row("not reached", "", reasons)
 
 
 def _label(source: Source) -> str:
@@ -135,8 +137,7 @@ def _install(name: str, temporary: Path, folder: Path, source: str) -> None:
             target = target.with_name("vgg19_oxford_conv.pth")
             made = temporary / target.name
             torch.save(weights, made)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    made.replace(target)
+    install(made, target)
 
 
 def _within(seconds: float, call: Callable[..., Any], *args: Any) -> Any:
@@ -216,10 +217,13 @@ def _client(command: list[str], folder: Path, seconds: float | None = None) -> N
     except subprocess.TimeoutExpired as error:
         raise ConnectionError(f"the registry does not answer within {seconds} s") from error
     except subprocess.CalledProcessError as error:
+        if says_full(error.stderr):
+            raise OSError(errno.ENOSPC, error.stderr) from error
         raise Unreachable(_short(error.stderr)) from error
 
 
 def _short(message: object) -> str:
-    """Return the first line of ``message`` that names an error, at most 200 characters."""
-    lines = [line.strip() for line in str(message).splitlines() if line.strip()] or ["no message"]
-    return next((line for line in lines if "error" in line.lower()), lines[0])[:200]
+    """Return the lines of ``message`` that tell of an error, as one of at most 200 characters."""
+    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+    telling = [line for line in lines if "error" in line.lower()] or lines
+    return "; ".join(line.removeprefix("npm error").strip() for line in telling)[:200]

@@ -20,9 +20,11 @@ from PIL import Image
 
 UNREADABLE = (
     EOFError,
+    IndexError,
     KeyError,
     OSError,
     RuntimeError,  # of torch.load and of array_record
+    TypeError,
     ValueError,
     pickle.UnpicklingError,
     tarfile.TarError,
@@ -73,7 +75,7 @@ class Photographs(Sequence):
 
     def __getitem__(self, i: int) -> np.ndarray:
         """Return photograph ``i`` as uint8, H×W×3 (RGB)."""
-        return np.asarray(self.image(range(len(self))[i]))
+        return np.array(self.image(range(len(self))[i]))
 
 
 def members(path: Path, names: Sequence[str]) -> list[bytes]:
@@ -153,7 +155,7 @@ def _idx(content: bytes) -> np.ndarray:
     if content[:3] != b"\0\0\x08":
         raise ValueError("it is no idx file of bytes")
     shape = np.frombuffer(content, ">u4", count=content[3], offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+    return np.array(np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape))
 
 
 def mnist_idx(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -178,7 +180,9 @@ def _photographs(by_file: dict[str, Callable[[], bytes]]) -> tuple[Photographs, 
 
 
 def flowers_folder(path: Path, split: str) -> tuple[Photographs, np.ndarray]:
-    """Read a folder with one folder of JPEGs a class."""
+    """Read a folder with one folder of JPEGs a class; ``path`` may be one of these, too."""
+    if path.name in CLASSES["tf_flowers"]:
+        path = path.parent
     return _photographs(
         {
             f"{name}/{file.name}": file.read_bytes
@@ -239,18 +243,27 @@ def state_dict(path: Path) -> dict:
     import torch
 
     weights = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(weights, dict) or not any(key.startswith("features.0.") for key in weights):
-        raise ValueError("it holds no state dict with torchvision's key names")
+    if not any(key.startswith("features.0.") for key in weights):
+        raise ValueError("it holds no weights by torchvision's names")
     return dict(weights)
+
+
+def vgg19_oxford(path: Path) -> dict:
+    """Read VGG-19's convolutions as ``mnlib fetch`` saves them, by torchvision's names."""
+    weights = state_dict(path)
+    for index in _VGG19_INDICES:
+        if f"features.{index}.weight" not in weights:
+            raise ValueError(f"it lacks features.{index}.weight")
+    return weights
 
 
 # torchvision's indices of VGG-19's 16 convolutions, block by block
 _VGG19 = {1: (0, 2), 2: (5, 7), 3: (10, 12, 14, 16), 4: (19, 21, 23, 25), 5: (28, 30, 32, 34)}
+_VGG19_INDICES = [index for block in _VGG19.values() for index in block]
 
 
 def _vgg19(weights, biases) -> dict:
-    indices = [index for block in _VGG19.values() for index in block]
-    pairs = zip(indices, weights, biases, strict=True)
+    pairs = zip(_VGG19_INDICES, weights, biases, strict=True)
     return {
         f"features.{index}.{kind}": tensor
         for index, weight, bias in pairs
@@ -267,17 +280,10 @@ def vgg19_keras(path: Path) -> dict:
     with h5py.File(path) as file:
         for block, layers in _VGG19.items():
             for layer in range(1, len(layers) + 1):
-                name = f"block{block}_conv{layer}"
-                arrays = {}
-                file[name].visititems(
-                    lambda _, item, arrays=arrays: (
-                        arrays.update({item.ndim: item[()]})
-                        if isinstance(item, h5py.Dataset)
-                        else None
-                    )
-                )
-                weights.append(torch.from_numpy(arrays[4].transpose(3, 2, 0, 1).copy()))
-                biases.append(torch.from_numpy(arrays[1]))
+                layer_group = file[f"block{block}_conv{layer}"]
+                kernel, bias = (layer_group[n][()] for n in layer_group.attrs["weight_names"])
+                weights.append(torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()))
+                biases.append(torch.from_numpy(bias))
     return _vgg19(weights, biases)
 
 

