@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from mnlib import data, flowers, runs, training
+from mnlib import data, flowers, pca, runs, training
 from mnlib.data import Dataset
 from mnlib.models import mobilenet_v3_small
 from mnlib.models.cifar import NeuralODE, ResNet20
@@ -165,6 +166,35 @@ def _refine(model: NeuralODE, _outputs: Tensor, evaluate: Callable[[], float]) -
     return {"refined": rows}
 
 
+def _slices(seed: int, names: dict[str, str]) -> Outcome:
+    """Measure the first component's share of the variance in every slice of VGG-19."""
+    now, start = runs.environment(), time.perf_counter()
+    weights = [w for w in data.load("vgg19").values() if w.ndim == 4]
+    results = {}
+    for slices in ("vertical", "horizontal"):
+        layers = [pca.explained_variance_ratio(w, slices=slices)[:, 0] for w in weights]
+        shares = torch.cat(layers)
+        results[slices] = {
+            "mean": shares.mean().item(),
+            "count": len(shares),
+            "layers": [layer.mean().item() for layer in layers],
+            # of the shares in 50 equal bins between 0 and 1
+            "histogram": shares.histc(50, 0, 1).int().tolist(),
+        }
+    run = Run(
+        **names,
+        dataset="VGG-19's 16 convolutions",
+        seed=seed,
+        epochs=0,
+        parameters=sum(w.numel() for w in weights),
+        accuracy=None,
+        seconds=time.perf_counter() - start,
+        results=results,
+        **now,
+    )
+    return run, None
+
+
 _flowers = partial(_train, dataset="drawn flowers", load=_drawn, held_out=500)
 _photographs = partial(
     _train,
@@ -177,6 +207,7 @@ _cifar = partial(_train, dataset="cifar10", load=partial(data.load, "cifar10"), 
 _ode = partial(_cifar, build=NeuralODE, more=_refine)
 
 EXPERIMENTS: dict[str, dict[str, dict[str, Callable[[int, dict[str, str]], Outcome]]]] = {
+    "vgg19_slices": {"slides": {"vgg19": _slices}},
     "drawn_flowers": {
         "plain": {
             "small": partial(
@@ -210,6 +241,11 @@ EXPERIMENTS: dict[str, dict[str, dict[str, Callable[[int, dict[str, str]], Outco
                 recipe=flowers.recipe(epochs=3),
             ),
         },
+        "frozen": {
+            "vgg19": flowers.train_vgg_head,
+            "mobilenet_v3_small": flowers.record_learning_curve,
+        },
+        "pixels": {"near_duplicates": flowers.record_near_duplicates},
         "imagenet": {
             "mobilenet_v3_small": partial(
                 _photographs,

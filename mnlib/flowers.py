@@ -1,15 +1,26 @@
 """Chapter 8's experiment: MobileNets and VGG-19 on the photographs of tf_flowers.
 
-Howard et al. (2019) and Sandler et al. (2018) give the networks; split, hyper-parameters and
-measures are this book's.
+The networks are those of :mod:`mnlib.models` and Simonyan and Zisserman (2015); the split is this
+book's and published in ``data/flowers_split.csv``. Probabilities are N×5 in the order of
+``CLASSES``, labels int64 N.
 """
 
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
 import pandas as pd
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import trange
 
-from mnlib import data, models, runs
+from mnlib import data, models, runs, training
+from mnlib.blocks import count_parameters
 from mnlib.data import Dataset
+from mnlib.runs import Outcome, Run
 from mnlib.training import Recipe
 
 #: The published split: class, file, sha256 and part ("train" or "validation") of each photograph.
@@ -20,6 +31,12 @@ SPLIT = runs.FOLDER / "flowers_split.csv"
 HELD_OUT = 734
 
 CLASSES = data.CLASSES["tf_flowers"]
+
+#: Side in pixels of the images that VGG-19 sees: its multiply-adds at 224 are 65 V2's.
+VGG_SIZE = 128
+
+#: Two photographs whose 16×16 thumbnails correlate at least so much are near-duplicates.
+NEAR = 0.95
 
 
 def recipe(epochs: int) -> Recipe:
@@ -36,8 +53,12 @@ def recipe(epochs: int) -> Recipe:
 
 
 def split() -> pd.DataFrame:
-    """Return the published split, a row a photograph, ordered by class and file name."""
-    return pd.read_csv(SPLIT, keep_default_na=False)
+    """Return the published split, a row a photograph, ordered by class and file name.
+
+    Columns: ``class``, ``file``, ``sha256``, ``part``, and ``label``, the index of the class.
+    """
+    rows = pd.read_csv(SPLIT, keep_default_na=False)
+    return rows.assign(label=rows["class"].map(CLASSES.index))
 
 
 def load(part: str) -> Dataset:
@@ -53,8 +74,8 @@ def load(part: str) -> Dataset:
 
     """
     images, labels, files = data.packed_flowers(224)
-    published = split()
-    expected = published["class"] + "/" + published["file"]
+    rows = split()
+    expected = rows["class"] + "/" + rows["file"]
     if list(files) != list(expected):
         strange = sorted({*files} ^ {*expected})
         raise ValueError(
@@ -64,13 +85,13 @@ def load(part: str) -> Dataset:
         )
     if part == "train":
         return Dataset(images, labels)
-    validation = (published["part"] == "validation").to_numpy()
+    validation = (rows["part"] == "validation").to_numpy()
     return Dataset(images[validation], labels[validation])
 
 
 def build(name: str) -> nn.Module:
     """Return a network with five outputs and random weights, for example ``"mobilenet_v2"``."""
-    return getattr(models, name)(classes=5).to(memory_format=torch.channels_last)
+    return getattr(models, name)(classes=len(CLASSES)).to(memory_format=torch.channels_last)
 
 
 def pretrained(name: str) -> nn.Module:
@@ -87,6 +108,272 @@ def pretrained(name: str) -> nn.Module:
     return model
 
 
+def trained(run: Run) -> nn.Module:
+    """Return the MobileNet that ``run`` recorded, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: the run kept no weights.
+        ValueError: the weights are not those recorded.
+
+    """
+    model = build(run.model)
+    model.load_state_dict(runs.load_checkpoint(run))
+    return model.eval()
+
+
 def probabilities(_model: nn.Module, outputs: Tensor, *_) -> dict:
     """Return for the record the probabilities of ``outputs``, N×5 logits, to four digits."""
     return {"probabilities": [[round(p, 4) for p in row] for row in outputs.softmax(1).tolist()]}
+
+
+def vgg_features(images: np.ndarray, size: int = VGG_SIZE) -> Tensor:
+    """Return the means over positions of VGG-19's last feature maps, N×512.
+
+    Args:
+        images: uint8 N×H×W×3, RGB.
+        size: side in pixels to which they are resized.
+
+    Raises:
+        FileNotFoundError: VGG-19's weights are not there; the message names the remedy.
+
+    """
+    from torchvision.models.vgg import cfgs, make_layers
+
+    features = make_layers(cfgs["E"], batch_norm=False).to(memory_format=torch.channels_last)
+    weights = data.load("vgg19")
+    features.load_state_dict({key.removeprefix("features."): w for key, w in weights.items()})
+    mean = torch.tensor([103.939, 116.779, 123.68])
+    found = []
+    with torch.inference_mode():
+        for start in trange(0, len(images), 16, desc="VGG-19", disable=None):
+            bgr = torch.tensor(images[start : start + 16]).flip(-1) - mean
+            x = F.interpolate(
+                bgr.permute(0, 3, 1, 2), (size, size), mode="bilinear", antialias=True
+            )
+            found.append(features(x).mean((2, 3)))
+    return torch.cat(found).clone()  # an inference tensor cannot be trained on
+
+
+def train_vgg_head(seed: int, names: dict[str, str], epochs: int = 40) -> Outcome:
+    """Train a linear classifier on VGG-19's frozen features as :func:`recipe` says, and record it.
+
+    The features are computed once; that time is the run's, but for seconds of training.
+    """
+    now, start = runs.environment(), time.perf_counter()
+    images, labels = load("train")
+    kept, out = training.split(labels, HELD_OUT)
+    features, labels = vgg_features(images), torch.as_tensor(labels)
+    torch.manual_seed(seed)
+    head = nn.Linear(features.shape[1], len(CLASSES))
+    optimiser = torch.optim.Adam(head.parameters(), lr=1e-4)
+    curves = {"loss": [], "accuracy": []}
+    for _ in range(epochs):
+        losses = []
+        for chosen in torch.as_tensor(kept)[torch.randperm(len(kept))].split(16):
+            optimiser.zero_grad()
+            loss = F.cross_entropy(head(features[chosen]), labels[chosen])
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+        with torch.no_grad():
+            outputs = head(features[out])
+        curves["loss"].append(float(np.mean(losses)))
+        curves["accuracy"].append(training.accuracy(outputs, labels[out]))
+    head.half().float()  # what the checkpoint keeps is what is evaluated
+    with torch.no_grad():
+        outputs = head(features[out])
+    run = Run(
+        **names,
+        dataset="tf_flowers",
+        seed=seed,
+        epochs=epochs,
+        parameters=count_parameters(head) + sum(w.numel() for w in data.load("vgg19").values()),
+        accuracy=training.accuracy(outputs, labels[out]),
+        seconds=time.perf_counter() - start,
+        results={"curves": curves, "size": VGG_SIZE, **probabilities(head, outputs)},
+        **now,
+    )
+    return run, head.state_dict()
+
+
+def near_duplicates(images: np.ndarray) -> list[tuple[int, int, float]]:
+    """Return the pairs i < j of images, N×224×224×3, that look alike, with their correlation.
+
+    Images are shrunk to 16×16 colour thumbnails; two look alike when these, or one of them and the
+    other's mirror image, have a correlation of at least ``NEAR``. Most alike first.
+    """
+    tiny = np.stack(
+        [x[::2, ::2].reshape(16, 7, 16, 7, 3).mean((1, 3), dtype=np.float32) for x in images]
+    )
+    tiny -= tiny.mean((1, 2), keepdims=True)  # a colour in common is no likeness
+    tiny /= np.sqrt((tiny**2).sum((1, 2, 3), keepdims=True)) + 1e-9
+    flat, mirrored = (v.reshape(len(v), -1) for v in (tiny, tiny[:, :, ::-1]))
+    alike = np.triu(np.maximum(flat @ flat.T, flat @ mirrored.T), 1)
+    pairs = [(int(i), int(j), float(alike[i, j])) for i, j in np.argwhere(alike >= NEAR)]
+    return sorted(pairs, key=lambda pair: -pair[2])
+
+
+def record_near_duplicates(seed: int, names: dict[str, str]) -> Outcome:
+    """Look for near-duplicates among all photographs and record them by their rows in the split."""
+    now, start = runs.environment(), time.perf_counter()
+    pairs = near_duplicates(load("train").images)
+    run = Run(
+        **names,
+        dataset="tf_flowers",
+        seed=seed,
+        epochs=0,
+        parameters=0,
+        accuracy=None,
+        seconds=time.perf_counter() - start,
+        results={"threshold": NEAR, "pairs": [[i, j, round(r, 3)] for i, j, r in pairs]},
+        **now,
+    )
+    return run, None
+
+
+def logistic_regression(features: Tensor, labels: Tensor, decay: float = 0.01) -> nn.Linear:
+    """Return the linear classifier of least cross-entropy plus ``decay``/2·‖W‖², by L-BFGS."""
+    head = nn.Linear(features.shape[1], len(CLASSES))
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    optimiser = torch.optim.LBFGS(head.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimiser.zero_grad()
+        loss = F.cross_entropy(head(features), labels) + decay / 2 * head.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return head
+
+
+def record_learning_curve(
+    seed: int,
+    names: dict[str, str],
+    sizes: Iterable[int] = (1, 2, 5, 10, 20, 50, 100, 200, 500),
+    draws: int = 5,
+) -> Outcome:
+    """Measure accuracy against the number of training photographs a class, features frozen.
+
+    The features are those before the last layer of the network ``names["model"]`` with ImageNet
+    weights, standardised with the chosen photographs; the classifier is a logistic regression.
+    ``accuracy`` is that with all 2,936.
+    """
+    now, start = runs.environment(), time.perf_counter()
+    images, labels = load("train")
+    kept, out = training.split(labels, HELD_OUT)
+    model = pretrained(names["model"])
+    parameters = count_parameters(model)
+    model.classifier[-1] = nn.Identity()
+    features = training.logits(model, images, size=224, statistics="imagenet", batch=16)
+    features, labels = features.clone(), torch.as_tensor(labels)
+    shuffled = torch.Generator().manual_seed(seed)
+
+    def measure(chosen: Tensor) -> float:
+        mean, std = features[chosen].mean(0), features[chosen].std(0) + 1e-3
+        head = logistic_regression((features[chosen] - mean) / std, labels[chosen])
+        with torch.no_grad():
+            return training.accuracy(head((features[out] - mean) / std), labels[out])
+
+    kept = torch.as_tensor(kept)
+    curve = []
+    for size in sizes:
+        for _ in range(draws):
+            order = kept[torch.randperm(len(kept), generator=shuffled)]
+            each = [order[labels[order] == label][:size] for label in range(len(CLASSES))]
+            curve.append({"a_class": size, "accuracy": measure(torch.cat(each))})
+    run = Run(
+        **names,
+        dataset="tf_flowers",
+        seed=seed,
+        epochs=0,
+        parameters=parameters,
+        accuracy=measure(kept),
+        seconds=time.perf_counter() - start,
+        results={"curve": curve},
+        **now,
+    )
+    return run, None
+
+
+def wilson(accuracy: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a proportion seen as ``accuracy`` in ``n`` trials.
+
+    Wilson's score interval, which stays within 0 and 1 (Journal of the ASA 22, 1927).
+    """
+    centre = (accuracy + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * (accuracy * (1 - accuracy) / n + z**2 / (4 * n**2)) ** 0.5
+    return centre - half, centre + half
+
+
+def reliability(probs: np.ndarray, labels: np.ndarray, bins: int = 10) -> pd.DataFrame:
+    """Return ``confidence``, ``accuracy`` and ``count`` of the predictions, a row a filled bin.
+
+    The confidence of a prediction is its largest probability; bins divide 0..1 equally. The
+    expected calibration error is the mean of |accuracy - confidence| weighted by count.
+    """
+    confidence, right = probs.max(1), probs.argmax(1) == labels
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    frame = pd.DataFrame({"confidence": confidence, "accuracy": right, "count": 1})
+    means = {"confidence": "mean", "accuracy": "mean", "count": "sum"}
+    return frame.groupby(which).agg(means).reset_index(drop=True)
+
+
+def class_maps(model: nn.Module, x: Tensor) -> Tensor:
+    """Return N×5×h×w: the classifier applied at every position of the last feature map.
+
+    Args:
+        model: a MobileNet in evaluation mode.
+        x: normalised images, N×3×H×W.
+
+    For V2, whose classifier is linear, the mean over positions equals the logits: this is the
+    class-activation map of Zhou et al. (2016). For V3 it is what each position alone would give.
+
+    """
+    with torch.inference_mode():
+        return model.classifier(model.features(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def classify(photographs: Iterable[str | Path]) -> list[dict[str, str | float]]:
+    """Classify pictures with the recorded MobileNet of the highest accuracy.
+
+    Args:
+        photographs: files of any format that Pillow reads.
+
+    Returns:
+        A row a picture: ``file``, ``class``, and the probability of each class by its name.
+
+    Raises:
+        ValueError: a file is no picture.
+        FileNotFoundError: a file, or every recorded checkpoint, is not there.
+
+    """
+    images = [_picture(Path(file)) for file in photographs]
+    kept = [r for r in runs.load_runs("flowers") if r.checkpoint and hasattr(models, r.model)]
+    if not kept:
+        raise FileNotFoundError("no trained network is there: train one with: mnlib run flowers")
+    model = trained(max(kept, key=lambda run: run.accuracy))
+    outputs = training.logits(model, np.stack(images), size=224, statistics="imagenet", batch=16)
+    return [
+        {
+            "file": str(file),
+            "class": CLASSES[row.argmax()],
+            **{name: round(p, 3) for name, p in zip(CLASSES, row.tolist(), strict=True)},
+        }
+        for file, row in zip(photographs, outputs.softmax(1), strict=True)
+    ]
+
+
+def _picture(file: Path) -> np.ndarray:
+    """Read a picture upright and resize it as :func:`mnlib.data.packed_flowers` does."""
+    try:
+        with Image.open(file) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {file}: check the name") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{file} is no readable picture ({error}): give a JPEG, PNG or other image file"
+        ) from error
+    return np.asarray(upright.resize((224, 224), Image.Resampling.BILINEAR))

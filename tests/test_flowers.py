@@ -1,0 +1,269 @@
+"""The flowers experiment: split, weights, records and measures, on drawn flowers."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mnlib import data, experiments, flowers, runs, training
+
+CLASSES = data.CLASSES["tf_flowers"]
+
+
+def test_the_published_split_is_the_one_that_is_trained_on():
+    rows = flowers.split()
+    assert len(rows) == 3670
+    assert rows["class"].value_counts()[list(CLASSES)].tolist() == [633, 898, 641, 699, 799]
+    assert not rows[["class", "file"]].duplicated().any()
+    assert rows.sort_values(["class", "file"]).index.tolist() == list(range(3670))
+    kept, out = training.split(rows["label"].to_numpy(), flowers.HELD_OUT)
+    assert np.flatnonzero(rows["part"] == "validation").tolist() == out.tolist()
+    assert np.flatnonzero(rows["part"] == "train").tolist() == kept.tolist()
+    share = (rows["part"] == "validation").groupby(rows["class"]).mean()
+    np.testing.assert_allclose(share, 0.2, atol=0.002)
+
+
+def test_the_hashes_of_the_split_show_two_photographs_that_are_there_twice():
+    hashes = [h for h in flowers.split()["sha256"] if h]
+    assert len(hashes) == 2271
+    assert len({*hashes}) == len(hashes) - 2  # byte for byte, under two names
+    assert all(len(h) == 16 and int(h, 16) >= 0 for h in hashes)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return data.drawn_flowers(20, size=224)
+
+
+@pytest.fixture
+def photographs(monkeypatch, drawn):
+    """Twenty drawn flowers in the place of the photographs, and a split of them."""
+    images, labels = drawn
+    order = np.argsort(labels, kind="stable")
+    images, labels = images[order], labels[order]
+    files = tuple(f"{CLASSES[label]}/{i:02d}.jpg" for i, label in enumerate(labels))
+    rows = flowers.split().iloc[:0]
+    for i, (file, label) in enumerate(zip(files, labels, strict=True)):
+        part = "validation" if i % 4 == 0 else "train"
+        rows.loc[i] = [*file.split("/"), "", part, label]
+    monkeypatch.setattr(data, "packed_flowers", lambda size: (images, labels, files))
+    monkeypatch.setattr(flowers, "split", lambda: rows)
+    monkeypatch.setattr(flowers, "HELD_OUT", 5)
+    return images, labels
+
+
+def test_the_validation_photographs_are_those_of_the_split(photographs):
+    images, labels = photographs
+    assert np.array_equal(flowers.load("train").images, images)
+    held_out = flowers.load("test")
+    assert np.array_equal(held_out.images, images[::4])
+    assert np.array_equal(held_out.labels, labels[::4])
+
+
+def test_other_photographs_than_the_published_are_refused(photographs, monkeypatch):
+    images, labels, files = data.packed_flowers(224)
+    other = (*files[:-1], "tulips/strange.jpg")
+    monkeypatch.setattr(data, "packed_flowers", lambda size: (images, labels, other))
+    with pytest.raises(ValueError, match=r"flowers_split.csv \(2 differ.*mnlib fetch tf_flowers"):
+        flowers.load("test")
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small"])
+def test_imagenet_weights_reach_all_layers_but_the_last(name, monkeypatch):
+    from mnlib import models
+
+    torch.manual_seed(1)
+    imagenet = getattr(models, name)(1000)
+    monkeypatch.setattr(data, "load", lambda _: imagenet.state_dict())
+    model = flowers.pretrained(name)
+    x = torch.randn(2, 3, 64, 64)
+    imagenet.classifier[-1] = model.classifier[-1]
+    torch.testing.assert_close(model.eval()(x), imagenet.eval()(x))
+    assert model(x).shape == (2, 5)
+
+
+def test_a_recorded_network_gives_its_recorded_probabilities(photographs, tmp_path, monkeypatch):
+    monkeypatch.setenv("MNLIB_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(runs, "FOLDER", tmp_path)
+    short = dataclasses.replace(flowers.recipe(1), sizes=(32,), batch=5)
+    task = experiments.EXPERIMENTS["flowers"]["scratch"]["mobilenet_v3_small"]
+    done, state = task(
+        0,
+        {"experiment": "flowers", "protocol": "scratch", "model": "mobilenet_v3_small"},
+        recipe=short,
+        held_out=5,
+    )
+    run = runs.save_run(done, state, folder=tmp_path)
+    load = runs.load_checkpoint
+    monkeypatch.setattr(runs, "load_checkpoint", lambda run: load(run, folder=tmp_path))
+    outputs = training.logits(
+        flowers.trained(run), flowers.load("test").images, size=32, statistics="imagenet"
+    )
+    recorded = torch.tensor(run.results["probabilities"])
+    torch.testing.assert_close(outputs.softmax(1), recorded, atol=1e-4, rtol=0)
+    assert run.accuracy == training.accuracy(recorded, flowers.load("test").labels)
+
+
+def test_the_head_of_vgg_learns_from_features(photographs, monkeypatch):
+    _, labels = photographs
+    features = torch.nn.functional.one_hot(torch.tensor(labels), 512).float() * 100
+    monkeypatch.setattr(flowers, "vgg_features", lambda _: features)
+    monkeypatch.setattr(data, "load", lambda _: {"features.0.weight": torch.zeros(64, 3, 3, 3)})
+    names = {"experiment": "flowers", "protocol": "frozen", "model": "vgg19"}
+    run, state = flowers.train_vgg_head(0, names, epochs=600)
+    assert run.accuracy == 1
+    assert run.parameters == 512 * 5 + 5 + 64 * 27
+    assert state["weight"].shape == (5, 512)
+
+
+def test_the_features_of_vgg_are_torchvisions(monkeypatch):
+    from torchvision.models.vgg import cfgs, make_layers
+
+    torch.manual_seed(0)
+    reference = make_layers(cfgs["E"], batch_norm=False)
+    weights = {f"features.{k}": v for k, v in reference.state_dict().items()}
+    monkeypatch.setattr(data, "load", lambda _: weights)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    x = images[..., ::-1] - np.array([103.939, 116.779, 123.68])
+    x = torch.tensor(x, dtype=torch.float32).permute(0, 3, 1, 2)
+    expected = reference(x).detach()[:, :, 0, 0]
+    torch.testing.assert_close(flowers.vgg_features(images, 32), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_copies_are_found_brighter_mirrored_and_noisy_but_not_by_colour_alone(drawn):
+    rng = np.random.default_rng(0)
+    images = drawn[0][:12]
+    brighter = (images[0] * 0.7 + 20).astype(np.uint8)
+    noisy = (images[1].astype(int) + rng.integers(-20, 21, (224, 224, 3))).clip(0, 255)
+    red = np.full((2, 224, 224, 3), (200, 10, 10), np.uint8) + rng.integers(0, 9, (2, 224, 224, 3))
+    made = [brighter, noisy.astype(np.uint8), images[2][:, ::-1], *red.astype(np.uint8)]
+    pairs = flowers.near_duplicates(np.stack([*images, *made]))
+    assert sorted(pair[:2] for pair in pairs) == [(0, 12), (1, 13), (2, 14)]
+    assert [pair[2] for pair in pairs] == sorted((pair[2] for pair in pairs), reverse=True)
+
+
+def test_logistic_regression_is_scikit_learns():
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(80, 6)), np.arange(80) % 5
+    x[:, 0] += y
+    head = flowers.logistic_regression(torch.tensor(x, dtype=torch.float32), torch.tensor(y), 0.02)
+    reference = LogisticRegression(C=1 / (0.02 * 80), tol=1e-8, max_iter=1000).fit(x, y)
+    np.testing.assert_allclose(head.weight.detach(), reference.coef_, atol=2e-3)
+
+
+def test_the_learning_curve_rises_where_features_tell_the_classes(photographs, monkeypatch):
+    _, labels = photographs
+    rng = np.random.default_rng(0)
+    features = torch.eye(5)[labels] + torch.tensor(rng.normal(0, 0.1, (20, 5)), dtype=torch.float32)
+    monkeypatch.setattr(flowers, "pretrained", flowers.build)
+    monkeypatch.setattr(training, "logits", lambda *_, **__: features)
+    names = {"experiment": "flowers", "protocol": "frozen", "model": "mobilenet_v3_small"}
+    run, state = flowers.record_learning_curve(0, names, sizes=(2, 3), draws=2)
+    assert state is None
+    assert run.accuracy == 1
+    assert [row["a_class"] for row in run.results["curve"]] == [2, 2, 3, 3]
+
+
+@given(st.integers(1, 800), st.floats(0, 1))
+@settings(deadline=None, max_examples=30)
+def test_wilsons_interval_ends_where_the_observation_is_just_not_rejected(n, share):
+    accuracy = round(share * n) / n
+    for end in flowers.wilson(accuracy, n):
+        assert -1e-9 <= end <= 1 + 1e-9
+        # the score test's own equation
+        assert (accuracy - end) ** 2 == pytest.approx(1.96**2 * end * (1 - end) / n, abs=1e-9)
+
+
+def test_calibration_bins_are_means_of_their_predictions():
+    probs = np.array([[0.95, 0.05], [0.93, 0.07], [0.4, 0.6], [1.0, 0.0]])
+    frame = flowers.reliability(probs, np.array([0, 1, 1, 0]))
+    assert frame["count"].tolist() == [1, 3]
+    np.testing.assert_allclose(frame["confidence"], [0.6, (0.95 + 0.93 + 1) / 3])
+    np.testing.assert_allclose(frame["accuracy"], [1, 2 / 3])
+
+
+def test_class_maps_of_a_linear_classifier_average_to_the_logits():
+    torch.manual_seed(0)
+    model = flowers.build("mobilenet_v2").eval()
+    x = torch.randn(2, 3, 96, 96)
+    maps = flowers.class_maps(model, x)
+    assert maps.shape == (2, 5, 3, 3)
+    torch.testing.assert_close(maps.mean((2, 3)), model(x))
+
+
+@pytest.fixture
+def best(monkeypatch):
+    """A network that calls bright pictures tulips and dark ones daisies."""
+
+    class Bright(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unused = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            level = x.mean((1, 2, 3))
+            return torch.stack([-level, *3 * [level * 0 - 9], level], 1) * 9
+
+    common = {
+        "experiment": "flowers",
+        "dataset": "tf_flowers",
+        "protocol": "scratch",
+        **{"seed": 0, "epochs": 1, "parameters": 1, "hardware": "", "seconds": 1.0},
+        **{"commit": "", "date": "", "command": ""},
+    }
+    recorded = [
+        runs.Run(model="mobilenet_v2", accuracy=0.7, checkpoint="a.pt", **common),
+        runs.Run(model="mobilenet_v3_small", accuracy=0.8, checkpoint="b.pt", **common),
+        runs.Run(model="mobilenet_v3_large", accuracy=0.9, **common),
+        runs.Run(model="vgg19", accuracy=0.95, checkpoint="c.pt", **common),
+    ]
+    monkeypatch.setattr(runs, "load_runs", lambda _: recorded)
+    chosen = []
+    monkeypatch.setattr(flowers, "trained", lambda run: chosen.append(run) or Bright())
+    return chosen
+
+
+def test_classify_asks_the_best_mobilenet_and_reads_any_picture(best, tmp_path):
+    Image.new("L", (50, 30), 250).save(tmp_path / "grey.png")
+    Image.new("RGBA", (30, 50), (0, 0, 0, 255)).save(tmp_path / "alpha.webp")
+    Image.new("P", (9, 9)).save(tmp_path / "palette.gif")
+    files = [tmp_path / name for name in ("grey.png", "alpha.webp", "palette.gif")]
+    rows = flowers.classify(files)
+    assert [row["class"] for row in rows] == ["tulips", "daisy", "daisy"]
+    assert [row["file"] for row in rows] == [str(file) for file in files]
+    assert all(sum(row[name] for name in CLASSES) == pytest.approx(1, abs=0.003) for row in rows)
+    assert [run.model for run in best] == ["mobilenet_v3_small"]
+
+
+def test_classify_turns_a_picture_as_its_camera_says(tmp_path):
+    image = Image.new("RGB", (40, 20))
+    image.paste((255, 255, 255), (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the top of the scene is on the right of the stored picture
+    image.save(tmp_path / "turned.png", exif=exif)
+    pixels = flowers._picture(tmp_path / "turned.png")
+    assert pixels[:100].min() == 255
+    assert pixels[124:].max() == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\xff\xd8\xff\xe0 cut short"])
+def test_classify_refuses_what_is_no_picture(best, tmp_path, content):
+    file = tmp_path / "x.jpg"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.jpg is no readable picture.*give a JPEG"):
+        flowers.classify([file])
+
+
+def test_classify_names_a_missing_file_and_a_missing_network(best, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*gone\.jpg"):
+        flowers.classify([tmp_path / "gone.jpg"])
+    monkeypatch.setattr(runs, "load_runs", lambda _: [])
+    Image.new("RGB", (9, 9)).save(tmp_path / "x.png")
+    with pytest.raises(FileNotFoundError, match="mnlib run flowers"):
+        flowers.classify([tmp_path / "x.png"])
