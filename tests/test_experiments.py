@@ -4,9 +4,11 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
+from sklearn.decomposition import PCA
 from torch import nn
 
-from mnlib import experiments, runs, training
+from mnlib import experiments, pca, runs, training
 from mnlib.data import Dataset
 from mnlib.models.cifar import NeuralODE
 from mnlib.training import Recipe
@@ -124,3 +126,22 @@ def test_missing_data_is_told_with_the_remedy(monkeypatch):
     monkeypatch.setenv("MNLIB_TIER", "embedded")
     with pytest.raises(FileNotFoundError, match="cifar10"):
         experiments.run("table1", models=["resnet20"], protocol="slides")
+
+
+def test_slices_are_counted_and_averaged_over_layers(monkeypatch, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        "features.0.weight": torch.randn(6, 3, 3, 3, generator=generator),
+        "features.0.bias": torch.zeros(6),
+        "features.2.weight": torch.randn(4, 6, 3, 3, generator=generator),
+    }
+    monkeypatch.setattr(experiments.data, "load", lambda name: weights)
+    (run,) = experiments.run("vgg19_slices", folder=tmp_path)
+    for slices, counts in (("vertical", (3, 6)), ("horizontal", (6, 4))):
+        result = run.results[slices]
+        assert result["count"] == sum(result["histogram"]) == sum(counts)
+        np.testing.assert_allclose(np.average(result["layers"], weights=counts), result["mean"])
+    # the first vertical slice by scikit-learn: positions are samples, kernels are features
+    one = PCA().fit(weights["features.0.weight"][:, 0].flatten(1).T.numpy())
+    shares = pca.explained_variance_ratio(weights["features.0.weight"], slices="vertical")
+    np.testing.assert_allclose(one.explained_variance_ratio_[0], shares[0, 0], rtol=1e-5)
