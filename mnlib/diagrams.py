@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
+from matplotlib.patches import FancyArrowPatch, Polygon, Rectangle
+from torch import nn
 
 from mnlib.book import COLOURS
 
@@ -52,3 +53,71 @@ def chain(
     ax.set(xlim=(-0.9, max(2 * len(boxes), ax.get_xlim()[1])), ylim=(y - 0.7, ax.get_ylim()[1]))
     ax.set_aspect("equal")
     ax.axis("off")
+
+
+def residual_block(ax: Axes, branch: nn.Sequential, title: str) -> None:
+    """Draw ``h + branch(h)``: a slab a feature map, as thick as it has channels (Figure 3).
+
+    Args:
+        ax: empty axes.
+        branch: convolutions, norms and nonlinearities in a chain, such as
+            :class:`mnlib.residual.Bottleneck`. An arrow carries a convolution and the nonlinearity
+            after it; the slab after a convolution without one is hatched.
+        title: text above.
+
+    """
+    arrows: list[tuple[str, nn.Conv2d]] = []
+    for layer in branch:
+        if isinstance(layer, nn.Conv2d):
+            own = "\ndepthwise" if layer.groups == layer.out_channels > 1 else ""
+            arrows.append(("{}×{}".format(*layer.kernel_size) + own, layer))
+        elif not isinstance(layer, nn.BatchNorm2d | nn.GroupNorm):
+            arrows[-1] = (f"{arrows[-1][0]}\n{type(layer).__name__}", arrows[-1][1])
+    channels = [branch[0].in_channels, *(conv.out_channels for _, conv in arrows)]
+    texts = ["", *(text for text, _ in arrows)]
+    depth, gap, tall, x, middles = 0.45, 1.75, 1.6, 0.0, []
+    for n, (count, text) in enumerate(zip(channels, texts, strict=True)):
+        if n:
+            _arrow(ax, (x + 0.1, 0), (x + gap - 0.05, 0))
+            ax.text(x + depth + gap / 3, 0.1, text, ha="center", va="bottom", fontsize=6.5)
+            x += gap
+        thick = max(0.1, 1.5 * count / max(channels))
+        linear = n > 0 and "\n" not in text
+        fill = {"facecolor": KINDS["depthwise" if 0 < n < len(arrows) else "pointwise"][0]}
+        front = Rectangle((x, -tall / 2), thick, tall, hatch="////" if linear else "", **fill)
+        left, right, top, down = x, x + thick, tall / 2, -tall / 2
+        for corners in (
+            [(left, top), (left + depth, top + depth), (right + depth, top + depth), (right, top)],
+            [
+                (right, down),
+                (right + depth, down + depth),
+                (right + depth, top + depth),
+                (right, top),
+            ],
+        ):
+            ax.add_patch(Polygon(corners, edgecolor="0.2", linewidth=0.6, alpha=0.35, **fill))
+        front.set(edgecolor="0.2", linewidth=0.6, alpha=0.6)
+        ax.add_patch(front)
+        ax.text(x + thick / 2, down - 0.1, count, ha="center", va="top", fontsize=8)
+        middles.append(x + (thick + depth) / 2)
+        x += thick
+    plus = x + 1.4
+    _arrow(ax, (x + 0.1, 0), (plus - 0.15, 0))
+    _arrow(ax, (plus + 0.15, 0), (plus + 0.7, 0))
+    ax.text(plus, 0, "⊕", ha="center", va="center", fontsize=13)
+    roof = tall / 2 + depth + 0.35
+    ax.plot([middles[0]] * 2 + [plus], [roof - 0.3, roof, roof], "-", color="0.2", linewidth=1)
+    _arrow(ax, (plus, roof), (plus, 0.2))
+    ax.text((middles[0] + plus) / 2, roof + 0.05, "shortcut", ha="center", va="bottom", fontsize=7)
+    ax.set(xlim=(-0.2, plus + 0.8), ylim=(-tall / 2 - 0.5, roof + 0.4))
+    ax.set_title(title, loc="left", fontsize=9)
+    ax.set_aspect("equal")
+    ax.axis("off")
+
+
+def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    ax.add_patch(
+        FancyArrowPatch(
+            start, end, arrowstyle="-|>", mutation_scale=8, color="0.2", shrinkA=0, shrinkB=0
+        )
+    )

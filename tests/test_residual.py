@@ -2,10 +2,12 @@
 
 import copy
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from torch import nn
 
+from mnlib.diagrams import residual_block
 from mnlib.residual import (
     Bottleneck,
     LinearBottleneck,
@@ -131,3 +133,14 @@ def test_block_can_be_copied_saved_and_solved_otherwise():
     block.steps = 64
     assert torch.allclose(twin(h), block(h), atol=1e-3)
     assert (twin.nfe, block.nfe) != (8, 8)
+
+
+def test_figure_3_is_read_off_the_layers():
+    fig, ax = plt.subplots()
+    residual_block(ax, LinearBottleneck(24, 144), "inverted")
+    texts = [text.get_text() for text in ax.texts]
+    plt.close(fig)
+    assert [t for t in texts if t.isdigit()] == ["24", "144", "144", "24"]
+    assert [t for t in texts if "×" in t] == ["1×1\nReLU6", "3×3\ndepthwise\nReLU6", "1×1"]
+    hatched = [p for p in ax.patches if p.get_hatch()]
+    assert len(hatched) == 1
