@@ -126,6 +126,21 @@ def probabilities(_model: nn.Module, outputs: Tensor, *_) -> dict:
     return {"probabilities": [[round(p, 4) for p in row] for row in outputs.softmax(1).tolist()]}
 
 
+def vgg19() -> nn.Sequential:
+    """Return VGG-19's convolutions, ReLUs and max-pools with random weights: N×512×H/32×W/32.
+
+    Configuration E of Simonyan and Zisserman (2015), without the three dense layers. The parameter
+    names are those of torchvision's ``features``.
+    """
+    layers, channels = [], 3
+    for width, depth in zip((64, 128, 256, 512, 512), (2, 2, 4, 4, 4), strict=True):
+        for _ in range(depth):
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+            channels = width
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+
+
 def vgg_features(images: np.ndarray, size: int = VGG_SIZE) -> Tensor:
     """Return the means over positions of VGG-19's last feature maps, N×512.
 
@@ -137,10 +152,7 @@ def vgg_features(images: np.ndarray, size: int = VGG_SIZE) -> Tensor:
         FileNotFoundError: VGG-19's weights are not there; the message names the remedy.
 
     """
-    from torchvision.models.vgg import cfgs, make_layers
-
-    features = make_layers(cfgs["E"], batch_norm=False).to(memory_format=torch.channels_last)
-    weights = data.load("vgg19")
+    features, weights = vgg19(), data.load("vgg19")
     features.load_state_dict({key.removeprefix("features."): w for key, w in weights.items()})
     mean = torch.tensor([103.939, 116.779, 123.68])
     found = []
@@ -187,7 +199,7 @@ def train_vgg_head(seed: int, names: dict[str, str], epochs: int = 40) -> Outcom
         dataset="tf_flowers",
         seed=seed,
         epochs=epochs,
-        parameters=count_parameters(head) + sum(w.numel() for w in data.load("vgg19").values()),
+        parameters=count_parameters(vgg19()) + count_parameters(head),
         accuracy=training.accuracy(outputs, labels[out]),
         seconds=time.perf_counter() - start,
         results={"curves": curves, "size": VGG_SIZE, **probabilities(head, outputs)},
@@ -266,6 +278,7 @@ def record_learning_curve(
     model = pretrained(names["model"])
     parameters = count_parameters(model)
     model.classifier[-1] = nn.Identity()
+    images = np.array(images)  # PyTorch wants memory that it may write to
     features = training.logits(model, images, size=224, statistics="imagenet", batch=16)
     features, labels = features.clone(), torch.as_tensor(labels)
     shuffled = torch.Generator().manual_seed(seed)
