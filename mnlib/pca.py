@@ -232,6 +232,31 @@ def balanced_scales(weights: Sequence[Tensor], tolerance: float = 1e-12) -> list
     )
 
 
+def unit_norm_scales(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Return the scales with which :func:`rescale` gives every hidden channel's filter norm 1.
+
+    Layer by layer, m_c = (Σ_i |W_ci|² / m_i²)^−½; a filter that is zero keeps its scale.
+
+    Args:
+        weights: as for :func:`rescale`.
+
+    Returns:
+        L − 1 positive float64 vectors.
+
+    Raises:
+        ValueError: the layers do not follow on one another.
+
+    """
+    _check_chain(weights)
+    reads = torch.ones(weights[0].shape[1], dtype=torch.float64)
+    scales = []
+    for weight in weights[:-1]:
+        norms = (weight.double().flatten(2).norm(dim=2) / reads).norm(dim=1)
+        reads = torch.where(norms > 0, 1 / norms, 1)
+        scales.append(reads)
+    return scales
+
+
 def balance(
     weights: Sequence[Tensor], biases: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:

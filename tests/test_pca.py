@@ -220,6 +220,29 @@ def test_a_channel_that_nothing_reads_or_writes_keeps_its_scale():
     assert all(bool(s.isfinite().all()) for s in scales)
 
 
+def test_unit_norm_scales_give_every_hidden_filter_norm_one():
+    weights, biases = chain(4)
+    weights[1][2] = 0
+    scaled, _ = pca.rescale(weights, biases, pca.unit_norm_scales(weights))
+    norms = torch.cat([w.square().sum((1, 2, 3)).sqrt() for w in scaled[:-1]])
+    assert norms[8 + 2] == 0
+    torch.testing.assert_close(norms[norms > 0], torch.ones(18, dtype=torch.float64))
+
+
+def test_vertical_slices_see_only_the_scale_of_outputs_and_horizontal_ones_that_of_inputs():
+    weights, biases = chain(5)
+    scales = [torch.ones(8), random_scales(5)[1], torch.ones(5)]
+    rescaled, _ = pca.rescale(weights, biases, scales)  # of what layer 1 writes and layer 2 reads
+
+    def ratios(weight, slices):
+        return pca.explained_variance_ratio(weight, slices=slices)
+
+    torch.testing.assert_close(ratios(rescaled[1], "horizontal"), ratios(weights[1], "horizontal"))
+    torch.testing.assert_close(ratios(rescaled[2], "vertical"), ratios(weights[2], "vertical"))
+    assert (ratios(rescaled[1], "vertical") - ratios(weights[1], "vertical")).abs().max() > 0.01
+    assert (ratios(rescaled[2], "horizontal") - ratios(weights[2], "horizontal")).abs().max() > 0.01
+
+
 def test_one_sentence_for_a_chain_that_does_not_fit():
     weights, biases = chain(3)
     with pytest.raises(ValueError, match="layer 1 reads 6 channels but layer 0 writes 8"):

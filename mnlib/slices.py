@@ -1,0 +1,141 @@
+"""The network that the chapter on slice PCA looks into, and changes made to it.
+
+VGG-19's convolutions where their weights are there, else the project's own small network; either
+is an ``nn.Sequential`` of convolutions, ReLUs and pools.
+"""
+
+import copy
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mnlib import data, pca, runs, training
+from mnlib.models.small import SmallConvNet
+from mnlib.separable import DecoupledConv2d, Order, rank_bound
+
+#: The mean that the Oxford VGG-19 subtracts from its input: blue, green and red from 0 to 255.
+OXFORD_MEAN = (103.939, 116.779, 123.68)
+
+
+class Subject(NamedTuple):
+    """A network to look into: its name, its layers, and images as it takes them (N×3×S×S)."""
+
+    name: str
+    network: nn.Sequential
+    images: Tensor
+
+
+def subject(count: int = 8, size: int = 64) -> Subject:
+    """Return VGG-19 on the real-data tier, the trained small network on the embedded one.
+
+    The images are photographs, or drawn flowers where those are not there: ``count`` of them,
+    spread over the classes, size×size. Weights are not differentiated.
+
+    Raises:
+        FileNotFoundError: the small network's recorded run is not there.
+
+    """
+    images = _images(count, size)
+    if data.tier("vgg19") == "real data":
+        name, network = "VGG-19", _vgg19()
+        images = images.flip(1) - torch.tensor(OXFORD_MEAN)[:, None, None]
+    else:
+        name, network = "the small network", _small()
+        images = training.prepare(images.permute(0, 2, 3, 1), size, "imagenet")
+    for layer in network:
+        if isinstance(layer, nn.ReLU):
+            layer.inplace = False
+    return Subject(name, network.requires_grad_(False).eval(), images)
+
+
+def _images(count: int, size: int) -> Tensor:
+    """Return pictures of flowers, float N×3×S×S from 0 to 255."""
+    if data.tier("tf_flowers") == "embedded":
+        return torch.tensor(data.drawn_flowers(count, size)[0]).permute(0, 3, 1, 2).float()
+    photographs = data.load("tf_flowers").images
+    chosen = [photographs[i * len(photographs) // count] for i in range(count)]
+    resize = partial(F.interpolate, size=(size, size), mode="bilinear", antialias=True)
+    return torch.cat([resize(torch.tensor(p).permute(2, 0, 1)[None].float()) for p in chosen])
+
+
+def _vgg19() -> nn.Sequential:
+    from torchvision.models.vgg import cfgs, make_layers
+
+    with torch.device("meta"):
+        network = make_layers(cfgs["E"], batch_norm=False)
+    weights = {key.removeprefix("features."): w for key, w in data.load("vgg19").items()}
+    network.load_state_dict(weights, assign=True)
+    return network
+
+
+def _small() -> nn.Sequential:
+    run = next((r for r in runs.load_runs("drawn_flowers") if r.model == "small"), None)
+    if run is None:
+        raise FileNotFoundError(
+            "the small network has no recorded run: run mnlib run drawn_flowers --model small"
+        )
+    network = SmallConvNet()
+    network.load_state_dict(runs.load_checkpoint(run))
+    kept = (nn.Conv2d, nn.ReLU, nn.MaxPool2d)
+    return nn.Sequential(*[layer for layer in network if isinstance(layer, kept)])
+
+
+def parameters(network: nn.Sequential) -> tuple[list[Tensor], list[Tensor]]:
+    """Return weights and biases of the convolutions, in order."""
+    convolutions = _convolutions(network)
+    return [m.weight for m in convolutions], [m.bias for m in convolutions]
+
+
+def _convolutions(network: nn.Sequential) -> list[nn.Conv2d]:
+    return [m for m in network if isinstance(m, nn.Conv2d)]
+
+
+def rescaled(network: nn.Sequential, scales: list[Tensor]) -> nn.Sequential:
+    """Return a copy with the hidden channels rescaled as :func:`mnlib.pca.rescale` does.
+
+    Raises:
+        ValueError: as there.
+
+    """
+    network = copy.deepcopy(network)
+    new = zip(*pca.rescale(*parameters(network), scales), strict=True)
+    for layer, (weight, bias) in zip(_convolutions(network), new, strict=True):
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+    return network
+
+
+def normalising_scales(network: nn.Sequential, images: Tensor) -> list[Tensor]:
+    """Return the scales at which every hidden channel's mean activation is 1 (Gatys et al., 2016).
+
+    The mean is over images and positions, after the ReLU; a channel that never fires keeps its
+    scale. The images are N×3×S×S as the network takes them.
+    """
+    scales, x = [], images
+    for layer in network:
+        x = layer(x)
+        if isinstance(layer, nn.ReLU):
+            mean = x.mean((0, 2, 3)).double()
+            scales.append(torch.where(mean > 0, 1 / mean, 1))
+    return scales[:-1]
+
+
+def decoupled(network: nn.Sequential, order: Order, rank: int) -> nn.Sequential:
+    """Return the network with every convolution a sum of at most ``rank`` separable blocks.
+
+    A layer whose bound is lower gets as many as its bound.
+
+    Raises:
+        ValueError: as :func:`mnlib.separable.decouple`.
+
+    """
+    layers = []
+    for layer in network:
+        if isinstance(layer, nn.Conv2d):
+            bound = rank_bound(order, layer.in_channels, layer.out_channels, layer.kernel_size)
+            layer = DecoupledConv2d(layer, order, min(rank, bound))
+        layers.append(layer)
+    return nn.Sequential(*layers)
