@@ -246,6 +246,13 @@ EXPERIMENTS: dict[str, dict[str, dict[str, Callable[[int, dict[str, str]], Outco
             "mobilenet_v3_small": flowers.record_learning_curve,
         },
         "pixels": {"near_duplicates": flowers.record_near_duplicates},
+        "augmented": {
+            "mobilenet_v3_small": partial(
+                _photographs,
+                build=partial(flowers.pretrained, "mobilenet_v3_small"),
+                recipe=flowers.AUGMENTED,
+            ),
+        },
         "imagenet": {
             "mobilenet_v3_small": partial(
                 _photographs,
