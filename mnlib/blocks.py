@@ -258,16 +258,22 @@ def count_macs(model: nn.Module, shape: tuple[int, ...] = (3, 224, 224)) -> int:
 def time_in_turns(
     variants: dict[str, Callable[[], object]], repeats: int
 ) -> dict[str, list[float]]:
-    """Return the seconds of each call, ``repeats`` a variant, after one call to warm up.
+    """Return the seconds on one core of each call, ``repeats`` a variant, after one to warm up.
 
-    The variants take turns, so that a moment in which the machine is busy with something else
-    meets all of them: compare them by ratio, round by round.
+    PyTorch is held to one thread and that thread's own time is taken, so that other work on the
+    machine counts little (MobileNets' papers measure on a single core, too). The variants take
+    turns, so that what does count meets all of them: compare them by ratio, turn by turn.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(repeats + 1):
-        for name, variant in variants.items():
-            start = time.perf_counter()
-            variant()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for turn in range(repeats + 1):
+            for name, variant in variants.items():
+                start = time.thread_time()
+                variant()
+                if turn:
+                    seconds[name].append(time.thread_time() - start)
+    finally:
+        torch.set_num_threads(threads)
     return seconds

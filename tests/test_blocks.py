@@ -173,7 +173,10 @@ def test_bad_rows_are_refused_in_one_sentence():
 
 
 def test_variants_are_called_in_turns_after_a_warm_up():
-    calls = []
+    calls, threads = [], torch.get_num_threads()
     seconds = time_in_turns({name: lambda name=name: calls.append(name) for name in "ab"}, 3)
     assert "".join(calls) == "abababab"
     assert {name: len(s) for name, s in seconds.items()} == {"a": 3, "b": 3}
+    time_in_turns({"a": lambda: calls.append(torch.get_num_threads())}, 1)
+    assert calls[-1] == 1
+    assert torch.get_num_threads() == threads
