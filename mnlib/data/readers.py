@@ -220,13 +220,9 @@ def tfds_store(path: Path, split: str) -> tuple[np.ndarray | Photographs, np.nda
         decoders={"image": tfds.decode.SkipDecoding()} if encoded else None,
     )
     if "file" in builder.info.features:
-        light = builder.as_data_source(
-            split=split, decoders=tfds.decode.PartialDecoding({"file": True, "label": True})
-        )
-        records = light.__getitems__(range(len(light)))
-        files = [record["file"].decode() for record in records]
-        photographs = Photographs(files, lambda i: source[i]["image"])
-        return photographs, np.array([record["label"] for record in records], np.int64)
+        rows = [(record["file"].decode(), record["label"]) for record in source]
+        photographs = Photographs([file for file, _ in rows], lambda i: source[i]["image"])
+        return photographs, np.array([label for _, label in rows], np.int64)
     if builder.name == "tf_flowers":
         raise ValueError("it lacks the photographs' file names, which the published split needs")
     records = source.__getitems__(range(len(source)))
@@ -238,11 +234,18 @@ def tfds_store(path: Path, split: str) -> tuple[np.ndarray | Photographs, np.nda
     return np.stack(images).reshape(shape), np.array([r["label"] for r in records], np.int64)
 
 
-def state_dict(path: Path) -> dict:
-    """Read a state dict saved by torch; it must hold ``features.0…``, as torchvision's do."""
+def _torch_load(file: Path | io.BytesIO) -> dict:
     import torch
 
-    weights = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # its message advises to load unsafely
+        raise ValueError("it is no file of tensors saved by torch") from error
+
+
+def state_dict(path: Path) -> dict:
+    """Read a state dict saved by torch; it must hold ``features.0…``, as torchvision's do."""
+    weights = _torch_load(path)
     if not any(key.startswith("features.0.") for key in weights):
         raise ValueError("it holds no weights by torchvision's names")
     return dict(weights)
@@ -293,11 +296,8 @@ def vgg19_normalised(path: Path) -> dict:
     See :func:`mnlib.pca.balance`. The package's first layer, a 1×1 convolution that turns RGB in
     0..1 into BGR in 0..255 minus the channel means, is left out.
     """
-    import torch
-
     from mnlib.pca import balance
 
     (content,) = members(path, ["vgg_normalized.pth"])
-    stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    tensors = list(stored.values())[2:]
+    tensors = list(_torch_load(io.BytesIO(content)).values())[2:]
     return _vgg19(*balance(tensors[0::2], tensors[1::2]))

@@ -111,6 +111,7 @@ def read(name: str, path: Path, layout: Layout, split: str) -> Any:
         return Dataset(*layout.read(path, split))
     except UNREADABLE as error:
         why = error.args[0] if isinstance(error, KeyError) else error
+        why = str(why).partition("\n")[0].rstrip(":.")
         raise ValueError(
             f"{path} cannot be read as {name} ({why}): replace it, or delete it and run: "
             f"mnlib fetch {name}"
