@@ -175,9 +175,9 @@ def _slices(seed: int, names: dict[str, str]) -> Outcome:
         layers = [pca.explained_variance_ratio(w, slices=slices)[:, 0] for w in weights]
         shares = torch.cat(layers)
         results[slices] = {
-            "mean": shares.mean().item(),
-            "count": len(shares),
-            "layers": [layer.mean().item() for layer in layers],
+            "slices": len(shares),
+            "percent": 100 * shares.mean().item(),
+            "layers": [100 * layer.mean().item() for layer in layers],
             # of the shares in 50 equal bins between 0 and 1
             "histogram": shares.histc(50, 0, 1).int().tolist(),
         }
@@ -213,7 +213,14 @@ EXPERIMENTS: dict[str, dict[str, dict[str, Callable[[int, dict[str, str]], Outco
             "small": partial(
                 _flowers,
                 build=SmallConvNet,
-                recipe=Recipe(sizes=(32,) * 10, rate=0.05, statistics="imagenet"),
+                recipe=Recipe(
+                    sizes=(32,) * 20,
+                    batch=32,
+                    optimiser="adam",
+                    rate=1e-3,
+                    decay=0.0,
+                    statistics="imagenet",
+                ),
             ),
             "mobilenet_v3_small_tiny": partial(
                 _flowers,

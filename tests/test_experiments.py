@@ -139,8 +139,8 @@ def test_slices_are_counted_and_averaged_over_layers(monkeypatch, tmp_path):
     (run,) = experiments.run("vgg19_slices", folder=tmp_path)
     for slices, counts in (("vertical", (3, 6)), ("horizontal", (6, 4))):
         result = run.results[slices]
-        assert result["count"] == sum(result["histogram"]) == sum(counts)
-        np.testing.assert_allclose(np.average(result["layers"], weights=counts), result["mean"])
+        assert result["slices"] == sum(result["histogram"]) == sum(counts)
+        np.testing.assert_allclose(np.average(result["layers"], weights=counts), result["percent"])
     # the first vertical slice by scikit-learn: positions are samples, kernels are features
     one = PCA().fit(weights["features.0.weight"][:, 0].flatten(1).T.numpy())
     shares = pca.explained_variance_ratio(weights["features.0.weight"], slices="vertical")
