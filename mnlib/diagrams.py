@@ -1,4 +1,4 @@
-"""Schematic drawings of blocks, of text boxes in a chain and the tensors between them."""
+"""Schematic drawings: text boxes in a chain with the tensors between them, and channels wired."""
 
 from collections.abc import Sequence
 
@@ -121,3 +121,36 @@ def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> No
             start, end, arrowstyle="-|>", mutation_scale=8, color="0.2", shrinkA=0, shrinkB=0
         )
     )
+
+
+def wiring(ax: Axes, convolutions: Sequence[nn.Conv2d], title: str) -> None:
+    """Draw who reads whom: a column of squares, the channels, and a line an input that one reads.
+
+    Lines of 1×1 convolutions are solid and thin, of larger kernels dashed; the kernel's size and
+    the number of weights stand above.
+
+    Args:
+        ax: axes, cleared of ticks.
+        convolutions: one after another, each reading what the one before it writes.
+        title: what this is.
+
+    """
+    counts = [convolutions[0].in_channels, *(c.out_channels for c in convolutions)]
+    heights = [[(n - 1) / 2 - i for i in range(n)] for n in counts]
+    for x, (conv, ins, outs) in enumerate(zip(convolutions, heights, heights[1:], strict=False)):
+        pointwise = conv.kernel_size == (1, 1)
+        colour, _ = KINDS["pointwise" if pointwise else "depthwise"]
+        for o, to in enumerate(outs):
+            group = o * conv.groups // len(outs)
+            size = len(ins) // conv.groups
+            for start in ins[group * size : (group + 1) * size]:
+                ax.plot([x, x + 1], [start, to], "-" if pointwise else "--", color=colour, lw=0.9)
+        label = "{}×{}".format(*conv.kernel_size) + f"\n{conv.weight.numel()} weights"
+        ax.text(x + 0.5, max(counts) / 2 + 0.2, label, ha="center", va="bottom", fontsize=7)
+    for x, column in enumerate(heights):
+        ax.plot([x] * len(column), column, "s", color="0.25", markersize=6, linestyle="None")
+    ax.set(
+        xlim=(-0.3, len(convolutions) + 0.3), ylim=(-max(counts) / 2 - 0.2, max(counts) / 2 + 1.7)
+    )
+    ax.set_title(title, fontsize=8)
+    ax.axis("off")
