@@ -28,4 +28,4 @@ def test_a_separable_convolution_is_drawn_as_its_two_parts():
     block = DepthwiseSeparableConv2d(3, 5, 3, bias=False)
     lines, texts = drawn(block.depthwise, block.pointwise)
     assert len(lines) == 3 + 15
-    assert texts == ["3×3\n27 weights", "1×1\n15 parameters"]
+    assert texts == ["3×3\n27 weights", "1×1\n15 weights"]
