@@ -7,6 +7,7 @@ book's and published in ``data/flowers_split.csv``. Probabilities are N×5 in th
 
 import time
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,22 @@ SPLIT = runs.FOLDER / "flowers_split.csv"
 HELD_OUT = 734
 
 CLASSES = data.CLASSES["tf_flowers"]
+
+#: The networks' names as their papers write them.
+NAMES = {
+    "mobilenet_v2": "MobileNetV2",
+    "mobilenet_v3_large": "MobileNetV3-Large",
+    "mobilenet_v3_small": "MobileNetV3-Small",
+    "vgg19": "VGG-19",
+}
+
+#: The protocols that train, and what weights they start from.
+PROTOCOLS = {
+    "scratch": "from scratch",
+    "imagenet": "from ImageNet",
+    "augmented": "from ImageNet, augmented",
+    "frozen": "ImageNet, frozen",
+}
 
 #: Side in pixels of the images that VGG-19 sees: its multiply-adds at 224 are 65 V2's.
 VGG_SIZE = 128
@@ -117,6 +134,16 @@ def pretrained(name: str) -> nn.Module:
     fresh = {key: value for key, value in model.state_dict().items() if key.startswith(last)}
     model.load_state_dict(data.load(name) | fresh)
     return model
+
+
+def trainings() -> dict[tuple[str, str], Run]:
+    """Return the recorded trainings with seed 0, by protocol and model, in the book's order."""
+    found = {
+        (run.protocol, run.model): run
+        for run in runs.load_runs("flowers")
+        if "probabilities" in run.results and run.seed == 0
+    }
+    return {which: found[which] for which in product(PROTOCOLS, NAMES) if which in found}
 
 
 def trained(run: Run) -> nn.Module:
@@ -374,7 +401,7 @@ def classify(photographs: Iterable[str | Path]) -> list[dict[str, str | float]]:
 
     """
     images = [_picture(Path(file)) for file in photographs]
-    kept = [r for r in runs.load_runs("flowers") if r.checkpoint and hasattr(models, r.model)]
+    kept = [run for run in trainings().values() if run.checkpoint and run.model != "vgg19"]
     if not kept:
         raise FileNotFoundError("no trained network is there: train one with: mnlib run flowers")
     model = trained(max(kept, key=lambda run: run.accuracy))

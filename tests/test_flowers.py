@@ -214,13 +214,13 @@ def best(monkeypatch):
         "dataset": "tf_flowers",
         "protocol": "scratch",
         **{"seed": 0, "epochs": 1, "parameters": 1, "hardware": "", "seconds": 1.0},
-        **{"commit": "", "date": "", "command": ""},
+        **{"commit": "", "date": "", "command": "", "results": {"probabilities": []}},
     }
     recorded = [
+        runs.Run(model="vgg19", accuracy=0.95, checkpoint="c.pt", **common),
         runs.Run(model="mobilenet_v2", accuracy=0.7, checkpoint="a.pt", **common),
         runs.Run(model="mobilenet_v3_small", accuracy=0.8, checkpoint="b.pt", **common),
         runs.Run(model="mobilenet_v3_large", accuracy=0.9, **common),
-        runs.Run(model="vgg19", accuracy=0.95, checkpoint="c.pt", **common),
     ]
     monkeypatch.setattr(runs, "load_runs", lambda _: recorded)
     chosen = []
@@ -238,6 +238,10 @@ def test_classify_asks_the_best_mobilenet_and_reads_any_picture(best, tmp_path):
     assert [row["file"] for row in rows] == [str(file) for file in files]
     assert all(sum(row[name] for name in CLASSES) == pytest.approx(1, abs=0.003) for row in rows)
     assert [run.model for run in best] == ["mobilenet_v3_small"]
+
+
+def test_trainings_come_in_the_books_order(best):
+    assert [model for _, model in flowers.trainings()] == [*flowers.NAMES]
 
 
 def test_classify_turns_a_picture_as_its_camera_says(tmp_path):
