@@ -5,8 +5,8 @@ Three tiers: *embedded* (no network and no data), *real data* (what :func:`fetch
 network.
 """
 
+from mnlib.data.download import fetch
 from mnlib.data.drawing import drawn_flowers
-from mnlib.data.fetch import fetch
 from mnlib.data.readers import CLASSES, Photographs
 from mnlib.data.store import Dataset, folders, load, packed_flowers, status, tier
 
