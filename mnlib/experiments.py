@@ -240,12 +240,12 @@ EXPERIMENTS: dict[str, dict[str, dict[str, Callable[[int, dict[str, str]], Outco
             "mobilenet_v3_large": partial(
                 _photographs,
                 build=partial(flowers.build, "mobilenet_v3_large"),
-                recipe=flowers.recipe(epochs=3),
+                recipe=flowers.recipe(epochs=2),
             ),
             "mobilenet_v2": partial(
                 _photographs,
                 build=partial(flowers.build, "mobilenet_v2"),
-                recipe=flowers.recipe(epochs=3),
+                recipe=flowers.recipe(epochs=2),
             ),
         },
         "frozen": {
