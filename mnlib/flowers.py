@@ -6,13 +6,14 @@ book's and published in ``data/flowers_split.csv``. Probabilities are N×5 in th
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -356,6 +357,26 @@ def wilson(accuracy: float, n: int, z: float = 1.96) -> tuple[float, float]:
     centre = (accuracy + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * (accuracy * (1 - accuracy) / n + z**2 / (4 * n**2)) ** 0.5
     return centre - half, centre + half
+
+
+def draw_accuracies(ax: Axes, cost: Mapping[str, float]) -> None:
+    """Draw the :func:`trainings`' accuracies, with :func:`wilson`'s interval, over ``cost[model]``.
+
+    A marker a protocol, on a logarithmic axis; the points bear the networks' names.
+    """
+    recorded = trainings()
+    for marker, (protocol, label) in zip("osD^", PROTOCOLS.items(), strict=True):
+        here = [run for run in recorded.values() if run.protocol == protocol]
+        if here:
+            x, y = [cost[run.model] for run in here], np.array([run.accuracy for run in here])
+            low, high = np.transpose([wilson(a, HELD_OUT) for a in y])
+            ax.errorbar(x, y, (y - low, high - y), fmt=marker, capsize=3, label=label)
+        for run in here:
+            name = NAMES[run.model].removeprefix("MobileNet")
+            where = {"xytext": (5, 3), "textcoords": "offset points", "fontsize": 7}
+            ax.annotate(name, (cost[run.model], run.accuracy), **where)
+    ax.set(xscale="log", ylabel="validation accuracy")
+    ax.xaxis.set_major_formatter("{x:g}")
 
 
 def reliability(probs: np.ndarray, labels: np.ndarray, bins: int = 10) -> pd.DataFrame:

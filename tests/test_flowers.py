@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from PIL import Image
 
 from mnlib import data, experiments, flowers, runs, training
@@ -242,6 +243,14 @@ def test_classify_asks_the_best_mobilenet_and_reads_any_picture(best, tmp_path):
 
 def test_trainings_come_in_the_books_order(best):
     assert [model for _, model in flowers.trainings()] == [*flowers.NAMES]
+
+
+def test_the_figure_shows_each_accuracy_over_its_cost(best):
+    ax = Figure().subplots()
+    flowers.draw_accuracies(ax, {name: 10**i for i, name in enumerate(flowers.NAMES)})
+    points = {tuple(bars[0].get_xydata()[k]) for bars in ax.containers for k in range(4)}
+    assert points == {(1, 0.7), (10, 0.9), (100, 0.8), (1000, 0.95)}
+    assert [text.get_text() for text in ax.texts] == ["V2", "V3-Large", "V3-Small", "VGG-19"]
 
 
 def test_classify_turns_a_picture_as_its_camera_says(tmp_path):
