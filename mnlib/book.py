@@ -1,4 +1,4 @@
-"""What the chapters share: a figure style, the tier badge, glued numbers and tables."""
+"""What the chapters share: a figure style, the tier badge, glued numbers, tables and ledgers."""
 
 import html
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import HTML
 
-from mnlib import data
+from mnlib import claims, data
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the line styles are for
 # readers in greyscale.
@@ -68,5 +68,54 @@ def glue(key: str, text: str) -> None:
 
 def table(rows: pd.DataFrame | Iterable[dict]) -> HTML:
     """Return rows (a data frame or dicts with equal keys) as an HTML table."""
-    frame = pd.DataFrame(rows)
-    return HTML(f'<div class="mnlib-table">{frame.to_html(index=False, border=0)}</div>')
+    return _html(pd.DataFrame(rows))
+
+
+def _html(frame: pd.DataFrame, escape: bool = True) -> HTML:
+    text = frame.to_html(index=False, border=0, escape=escape)
+    return HTML(f'<div class="mnlib-table">{text}</div>')
+
+
+def claims_table(chapter: str | None = None) -> HTML:
+    """Return the slides' claims with what was measured, those of one chapter or all.
+
+    In a chapter they link to the closing chapter's ledger, and there back to their chapters. A
+    claim that is not measured on this tier has a dash.
+    """
+    rows = []
+    for claim in claims.load_claims():
+        if chapter in (None, claim.chapter):
+            row = claims.measure(claim)
+            target = f"conclusion.html#claim-{claim.id}" if chapter else f"{claim.chapter}.html"
+            anchor = "" if chapter else f' id="claim-{claim.id}"'
+            remark = f"<br><small>{html.escape(claim.remark)}</small>" if claim.remark else ""
+            rows.append(
+                {
+                    "claim": f'<a{anchor} href="{target}">{html.escape(claim.claim)}</a>{remark}',
+                    "slides": f"{claim.value:,g} {claim.unit}",
+                    "live": _number(row["live"]),
+                    "recorded": _number(row["recorded"]),
+                    "verdict": row["verdict"],
+                }
+            )
+    return _html(pd.DataFrame(rows), escape=False)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.2f}".rstrip("0").rstrip(".")
+
+
+def errata_table() -> HTML:
+    """Return the slides' errors, what is right, and the test that shows it."""
+    return _html(
+        pd.DataFrame(
+            {
+                "the slides": html.escape(erratum.printed),
+                "right": html.escape(erratum.right),
+                "chapter": f'<a href="{erratum.chapter}.html">{erratum.section}</a>',
+                "test": html.escape(erratum.test.rpartition("::")[2]) or "–",
+            }
+            for erratum in claims.load_errata()
+        ),
+        escape=False,
+    )

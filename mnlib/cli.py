@@ -1,4 +1,4 @@
-"""The command ``mnlib``: fetch data, tell which tier each input is in, run and list experiments."""
+"""The command ``mnlib``: data, experiments, recorded runs, claims, and classifying a picture."""
 
 import argparse
 import json
@@ -51,6 +51,29 @@ def _runs(args: argparse.Namespace) -> int:
     return 0
 
 
+def _claims(args: argparse.Namespace) -> int:
+    from mnlib import claims
+
+    rows = [claims.measure(claim) for claim in claims.load_claims()]
+    if args.json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+    else:
+        shown = ("id", "slides", "live", "recorded", "unit", "verdict")
+        _print_table({key: _rounded(row[key]) for key in shown} for row in rows)
+    return 0
+
+
+def _rounded(value: object) -> object:
+    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
+
+
+def _classify(args: argparse.Namespace) -> int:
+    from mnlib import flowers
+
+    _print_table(flowers.classify(args.photographs))
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the argument parser of ``mnlib``."""
     top = argparse.ArgumentParser(prog="mnlib", description=__doc__)
@@ -75,6 +98,14 @@ def parser() -> argparse.ArgumentParser:
     runs = commands.add_parser("runs", help="list the recorded runs")
     runs.add_argument("--json", action="store_true", help="whole records, as JSON")
     runs.set_defaults(call=_runs)
+
+    claims = commands.add_parser("claims", help="hold the slides' claims against what is measured")
+    claims.add_argument("--json", action="store_true", help="whole rows, as JSON")
+    claims.set_defaults(call=_claims)
+
+    classify = commands.add_parser("classify", help="tell which flower a picture shows")
+    classify.add_argument("photographs", nargs="+", metavar="PHOTO")
+    classify.set_defaults(call=_classify)
     return top
 
 

@@ -50,3 +50,31 @@ def test_runs_lists_one_a_line(capsys):
 def test_an_unknown_experiment_names_the_known_ones(capsys):
     assert cli.main(["run", "everything"]) == 1
     assert "'everything'" in capsys.readouterr().err
+
+
+def test_claims_as_json_hold_what_a_program_needs(capsys, monkeypatch):
+    monkeypatch.setenv("MNLIB_TIER", "embedded")
+    assert cli.main(["claims", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    wanted = {"id", "section", "claim", "slides", "live", "recorded", "tier", "verdict", "test"}
+    assert rows
+    assert all(wanted | {"chapter"} <= set(row) for row in rows)
+    assert cli.main(["claims"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(rows) + 1
+
+
+def test_what_is_no_picture_is_refused_in_one_line(capsys, tmp_path):
+    file = tmp_path / "notes.jpg"
+    file.write_text("no picture")
+    assert cli.main(["classify", str(file)]) == 1
+    assert str(file) in capsys.readouterr().err
+
+
+def test_a_picture_is_classified(capsys, tmp_path):
+    from PIL import Image
+
+    Image.fromarray(data.drawn_flowers(1, size=32)[0][0]).save(tmp_path / "flower.png")
+    assert cli.main(["classify", str(tmp_path / "flower.png")]) == 0
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split() == ["file", "class", *data.CLASSES["tf_flowers"]]
+    assert row.split()[1] in data.CLASSES["tf_flowers"]

@@ -16,11 +16,12 @@ BOOK = ROOT / "book"
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
 
 FLOORS = (
-    {"pca", "ode"},
+    {"pca", "ode", "memory"},
     {"separable", "blocks", "residual"},
     {"models"},
     {"data"},
-    {"runs", "training", "flowers", "experiments"},
+    {"runs", "training", "flowers", "slices", "experiments"},
+    {"claims"},
     {"book", "diagrams", "architecture"},
     {"cli"},
 )

@@ -1,0 +1,45 @@
+"""The chapters' helpers show what they are given, and refuse what would hide a mistake."""
+
+import pytest
+
+from mnlib import book, claims, data
+
+
+def test_the_badge_tells_each_inputs_tier(monkeypatch):
+    monkeypatch.setattr(data, "tier", lambda name: {"vgg19": "real data"}.get(name, "embedded"))
+    text = book.badge("vgg19", "mnist").data
+    assert "vgg19: <b>real data</b>" in text
+    assert "mnist: <b>embedded</b>" in text
+    assert "computed from nothing" in book.badge().data
+
+
+def test_the_badge_refuses_an_unknown_input():
+    with pytest.raises(ValueError, match="'vgg20'"):
+        book.badge("vgg20")
+
+
+def test_only_rounded_text_is_glued():
+    with pytest.raises(TypeError, match=r"0\.123"):
+        book.glue("key", 0.123)
+
+
+def test_a_table_escapes_its_cells_and_has_no_index():
+    text = book.table([{"a": "<b>", "c": 1}, {"a": "x", "c": 2}]).data
+    assert "&lt;b&gt;" in text
+    assert text.count("<tr") == 3
+    assert text.count("<th>") == 2
+
+
+def test_claims_link_to_the_ledger_and_back(monkeypatch):
+    monkeypatch.setenv("MNLIB_TIER", "embedded")
+    every = book.claims_table().data
+    for claim in claims.load_claims():
+        assert f'id="claim-{claim.id}" href="{claim.chapter}.html"' in every
+        of_chapter = book.claims_table(claim.chapter).data
+        assert f'href="conclusion.html#claim-{claim.id}"' in of_chapter
+    assert every.count("<tr") == 1 + len(claims.load_claims())
+
+
+def test_every_erratum_is_listed():
+    text = book.errata_table().data
+    assert text.count("<tr") == 1 + len(claims.load_errata())
