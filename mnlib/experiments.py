@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mnlib import data, flowers, pca, runs, training
 from mnlib.data import Dataset
-from mnlib.models import mobilenet_v3_small
+from mnlib.models import gates, mobilenet_v3_small
 from mnlib.models.cifar import NeuralODE, ResNet20
 from mnlib.models.small import SmallConvNet
 from mnlib.runs import Outcome, Run
@@ -195,6 +195,36 @@ def _slices(seed: int, names: dict[str, str]) -> Outcome:
     return run, None
 
 
+def _gates(seed: int, names: dict[str, str]) -> Outcome:
+    """Study the gates of a network that chapter 8 has fine-tuned, on the photographs held out."""
+    now, start = runs.environment(), time.perf_counter()
+    trained = next(
+        r
+        for r in runs.load_runs("flowers")
+        if (r.protocol, r.model) == ("imagenet", names["model"])
+    )
+    model = flowers.build(names["model"])
+    model.load_state_dict(runs.load_checkpoint(trained))
+    test = flowers.load("test")
+
+    def evaluate() -> Tensor:
+        return training.logits(model, test.images, size=224, statistics="imagenet")
+
+    results = gates.study(model, evaluate, torch.as_tensor(test.labels))
+    run = Run(
+        **names,
+        dataset="tf_flowers",
+        seed=seed,
+        epochs=0,
+        parameters=trained.parameters,
+        accuracy=results["accuracy"]["learned"],
+        seconds=time.perf_counter() - start,
+        results=results,
+        **now,
+    )
+    return run, None
+
+
 _flowers = partial(_train, dataset="drawn flowers", load=_drawn, held_out=500)
 _photographs = partial(
     _train,
@@ -208,6 +238,7 @@ _ode = partial(_cifar, build=NeuralODE, more=_refine)
 
 EXPERIMENTS: dict[str, dict[str, dict[str, Callable[[int, dict[str, str]], Outcome]]]] = {
     "vgg19_slices": {"slides": {"vgg19": _slices}},
+    "gates": {"imagenet": {"mobilenet_v3_small": _gates}},
     "drawn_flowers": {
         "plain": {
             "small": partial(

@@ -1,0 +1,90 @@
+"""What the gates of a trained network do: do they follow the class, and what are they worth?"""
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mnlib.blocks import changed_gates
+
+Change = Callable[[int, Tensor], Tensor]
+
+
+def watch(model: nn.Module, evaluate: Callable[[], Tensor]) -> tuple[list[Tensor], Tensor]:
+    """Return the gates, N×C for each squeeze-and-excitation module, and what ``evaluate`` returned.
+
+    ``evaluate`` lets N images pass through ``model``, in one or more batches.
+    """
+    seen = defaultdict(list)
+    with changed_gates(model, lambda i, s: seen[i].append(s.flatten(1))):
+        outputs = evaluate()
+    return [torch.cat(parts) for parts in seen.values()], outputs
+
+
+def between_classes(gates: Tensor, labels: Tensor) -> float:
+    """Return η², the share of the gates' variance over images that lies between the classes.
+
+    With gates s (N×C), Σ_c Σ_k n_k (mean of s_c in class k − mean of s_c)² over
+    Σ_c Σ_i (s_ic − mean of s_c)². It is 1 for gates that the class determines, and 0 for gates that
+    never change, of which it is undefined.
+    """
+    centred = gates.double() - gates.double().mean(0)
+    between = sum(
+        len(members) * members.mean(0).square().sum()
+        for members in (centred[labels == k] for k in labels.unique())
+    )
+    total = centred.square().sum()
+    return (between / total).item() if total > 1e-12 * gates.numel() else 0.0
+
+
+def replacements(gates: list[Tensor], seed: int = 0) -> dict[str, Change]:
+    """Return what can stand in for the learned gates, by name, for use with ``changed_gates``.
+
+    ``mean`` is each channel's average of ``gates`` (as :func:`watch` returns them), ``another
+    image's`` and ``another channel's`` deal the gates of a batch out anew, ``open`` is 1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def deal(n: int) -> Tensor:
+        return torch.randperm(n, generator=generator)
+
+    mean = [g.mean(0)[:, None, None] for g in gates]
+    return {
+        "learned": lambda i, s: s,
+        "mean": lambda i, s: mean[i].expand_as(s),
+        "another image's": lambda i, s: s[deal(len(s))],
+        "another channel's": lambda i, s: s[:, deal(s.shape[1])],
+        "open": lambda i, s: torch.ones_like(s),
+    }
+
+
+def study(model: nn.Module, evaluate: Callable[[], Tensor], labels: Tensor) -> dict:
+    """Measure a network's gates on N images, as chapter 6 does, for the record.
+
+    Args:
+        model: a trained network with squeeze-and-excitation.
+        evaluate: returns its outputs for the images, N×classes.
+        labels: int64 N.
+
+    Returns:
+        ``modules``, for each its number of channels, mean gate, shares of gates that are closed (0)
+        and open (1), and η²; ``accuracy`` for each of :func:`replacements`.
+
+    """
+    gates, _ = watch(model, evaluate)
+    accuracy = {}
+    for name, change in replacements(gates).items():
+        with changed_gates(model, change):
+            accuracy[name] = (evaluate().argmax(1) == labels).double().mean().item()
+    modules = [
+        {
+            "channels": g.shape[1],
+            "mean": round(g.mean().item(), 4),
+            "closed": round((g == 0).double().mean().item(), 4),
+            "open": round((g == 1).double().mean().item(), 4),
+            "between_classes": round(between_classes(g, labels), 4),
+        }
+        for g in gates
+    ]
+    return {"modules": modules, "accuracy": accuracy}

@@ -1,0 +1,90 @@
+"""The measures of gates on gates that are known, and on a network whose gates are set by hand."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.feature_selection import f_classif
+from torch import nn
+
+from mnlib.blocks import SqueezeExcitation
+from mnlib.models import gates
+
+
+def test_gates_that_the_class_determines_and_gates_that_never_change():
+    labels = torch.arange(5).repeat(20)
+    assert gates.between_classes(torch.rand(5, 8)[labels], labels) == pytest.approx(1)
+    assert gates.between_classes(torch.full((100, 8), 0.3), labels) == 0
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10**6), st.floats(0, 3))
+def test_share_between_classes_follows_from_scikit_learns_analysis_of_variance(seed, strength):
+    """For one channel η² = F / (F + (n − k)/(k − 1))."""
+    torch.manual_seed(seed)
+    labels = torch.randint(0, 4, (60,)).sort().values
+    labels[:4] = torch.arange(4)
+    s = torch.rand(60, 1, dtype=torch.float64) + strength * labels[:, None]
+    f = f_classif(s.numpy(), labels.numpy())[0][0]
+    expected = f / (f + (60 - 4) / (4 - 1))
+    assert gates.between_classes(s, labels) == pytest.approx(expected, abs=1e-9)
+
+
+def test_for_random_labels_the_share_is_that_of_chance():
+    torch.manual_seed(0)
+    share = gates.between_classes(torch.rand(1000, 200), torch.arange(1000) % 5)
+    assert share == pytest.approx(4 / 999, rel=0.15)
+
+
+def test_a_network_that_lives_by_its_gates():
+    """Two constant channels, of which the gates let through the one that says the class."""
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.se = SqueezeExcitation(8, 1, nn.Hardsigmoid)
+            nn.init.zeros_(self.se.fc1.bias)
+            nn.init.zeros_(self.se.fc2.bias)
+            self.se.fc1.weight.data = torch.eye(8)[:, :, None, None]
+            # channels 2 and 3 carry the class; they open channels 0 and 1
+            opening = torch.zeros(8, 8)
+            opening[0, 2] = opening[1, 3] = 6
+            opening[0, 3] = opening[1, 2] = -6
+            self.se.fc2.weight.data = opening[:, :, None, None]
+
+        def forward(self, x):
+            return self.se(x)[:, :2].mean((2, 3))
+
+    labels = torch.arange(2).repeat(50)
+    x = torch.zeros(100, 8, 3, 3)
+    x[:, :2] = 1
+    x[torch.arange(100), 2 + labels] = 1
+    model = Gated()
+    found = gates.study(model, lambda: model(x), labels)
+    (module,) = found["modules"]
+    assert module == {
+        "channels": 8,
+        "mean": 0.5,
+        "closed": 1 / 8,
+        "open": 1 / 8,
+        "between_classes": 1.0,
+    }
+    assert found["accuracy"]["learned"] == 1
+    assert found["accuracy"]["mean"] == found["accuracy"]["open"] == 0.5
+    assert 0.3 < found["accuracy"]["another image's"] < 0.7
+
+
+def test_replacements_keep_what_they_say():
+    torch.manual_seed(1)
+    s = torch.rand(6, 4, 1, 1)
+    changes = gates.replacements([s.flatten(1)])
+    assert torch.equal(changes["learned"](0, s), s)
+    torch.testing.assert_close(changes["mean"](0, s), s.mean(0, keepdim=True).expand(6, 4, 1, 1))
+    image, channel = changes["another image's"](0, s), changes["another channel's"](0, s)
+    assert sorted(map(tuple, image[:, :, 0, 0].tolist())) == sorted(
+        map(tuple, s[:, :, 0, 0].tolist())
+    )
+    torch.testing.assert_close(channel.sort(1).values, s.sort(1).values)
+    assert not torch.equal(image, s)
+    assert not torch.equal(channel, s)
+    assert torch.equal(changes["open"](0, s), torch.ones(6, 4, 1, 1))
