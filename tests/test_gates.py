@@ -65,6 +65,7 @@ def test_a_network_that_lives_by_its_gates():
     assert module == {
         "channels": 8,
         "mean": 0.5,
+        "spread": 0.125,
         "closed": 1 / 8,
         "open": 1 / 8,
         "between_classes": 1.0,

@@ -59,6 +59,18 @@ def replacements(gates: list[Tensor], seed: int = 0) -> dict[str, Change]:
     }
 
 
+def summary(gates: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return what a table of the gates (N×C) of one module shows, as :func:`study` lists it."""
+    return {
+        "channels": gates.shape[1],
+        "mean": round(gates.mean().item(), 4),
+        "spread": round(gates.std(0, correction=0).mean().item(), 4),
+        "closed": round((gates == 0).double().mean().item(), 4),
+        "open": round((gates == 1).double().mean().item(), 4),
+        "between_classes": round(between_classes(gates, labels), 4),
+    }
+
+
 def study(model: nn.Module, evaluate: Callable[[], Tensor], labels: Tensor) -> dict:
     """Measure a network's gates on N images, as chapter 6 does, for the record.
 
@@ -68,8 +80,9 @@ def study(model: nn.Module, evaluate: Callable[[], Tensor], labels: Tensor) -> d
         labels: int64 N.
 
     Returns:
-        ``modules``, for each its number of channels, mean gate, shares of gates that are closed (0)
-        and open (1), and η²; ``accuracy`` for each of :func:`replacements`.
+        ``modules``, for each its number of channels, mean gate, a gate's standard deviation over
+        the images, shares of gates that are closed (0) and open (1), and η²; ``accuracy`` for each
+        of :func:`replacements`.
 
     """
     gates, _ = watch(model, evaluate)
@@ -77,14 +90,4 @@ def study(model: nn.Module, evaluate: Callable[[], Tensor], labels: Tensor) -> d
     for name, change in replacements(gates).items():
         with changed_gates(model, change):
             accuracy[name] = (evaluate().argmax(1) == labels).double().mean().item()
-    modules = [
-        {
-            "channels": g.shape[1],
-            "mean": round(g.mean().item(), 4),
-            "closed": round((g == 0).double().mean().item(), 4),
-            "open": round((g == 1).double().mean().item(), 4),
-            "between_classes": round(between_classes(g, labels), 4),
-        }
-        for g in gates
-    ]
-    return {"modules": modules, "accuracy": accuracy}
+    return {"modules": [summary(g, labels) for g in gates], "accuracy": accuracy}
