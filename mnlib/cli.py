@@ -46,8 +46,16 @@ def _runs(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(rows, indent=1))
     else:
-        shown = ("experiment", "model", "protocol", "seed", "epochs", "accuracy", "date", "commit")
-        _print_table({key: row[key] for key in shown} for row in rows)
+        shown = ("experiment", "model", "protocol", "seed", "epochs")
+        _print_table(
+            {key: row[key] for key in shown}
+            | {
+                "accuracy": None if row["accuracy"] is None else f"{row['accuracy']:.2%}",
+                "date": row["date"][:10],
+                "commit": row["commit"][:10],
+            }
+            for row in rows
+        )
     return 0
 
 
