@@ -9,6 +9,7 @@ import queue
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -81,8 +82,7 @@ def _fetch_one(name: str, folder: Path, dead: dict[str, str]) -> dict[str, str]:
         reasons = []
         for source in INPUTS[name].sources:
             label = _label(source)
-            here = temporary / source.client
-            here.mkdir()
+            here = Path(tempfile.mkdtemp(dir=temporary))
             try:
                 _download(source, here, dead)
                 _install(name, here, folder, label)
@@ -216,6 +216,8 @@ def _client(command: list[str], folder: Path, seconds: float | None = None) -> N
         )
     except subprocess.TimeoutExpired as error:
         raise ConnectionError(f"the registry does not answer within {seconds} s") from error
+    except OSError as error:
+        raise Unreachable(f"{command[0]} cannot be run ({error.strerror})") from error
     except subprocess.CalledProcessError as error:
         if says_full(error.stderr):
             raise OSError(errno.ENOSPC, error.stderr) from error
