@@ -44,7 +44,7 @@ def chain(
     arrow = {"arrowstyle": "->", "shrinkA": 0, "shrinkB": 0}
     for i, text in enumerate(shapes):
         ax.annotate("", (2 * i, y), (2 * i - 0.75, y), arrowprops=arrow)
-        ax.text(2 * i - 0.375, y + 0.1, text, ha="center", va="bottom", fontsize=6)
+        ax.text(2 * i - 0.375, y - 0.1, text, ha="center", va="top", fontsize=6)
     for i, j, text in bypasses:
         left, right, top = 2 * i - 0.6, 2 * j + 1.45, y + 0.8
         ax.plot([left, left, right], [y, top, top], "-", color="black", linewidth=0.8)
