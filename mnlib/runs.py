@@ -78,8 +78,8 @@ def written_whole(target: Path) -> Iterator[Path]:
 def environment() -> dict[str, str]:
     """Return ``hardware``, ``commit``, ``date`` (UTC) and ``command`` of this very process.
 
-    ``commit`` ends in ``-dirty`` where tracked files differ from it, and is ``unknown`` outside a
-    git checkout.
+    ``commit`` ends in ``-dirty`` where tracked files outside ``data`` differ from it (an earlier
+    run recorded anew changes nothing that runs), and is ``unknown`` outside a git checkout.
     """
     return {
         "hardware": _hardware(),
@@ -102,13 +102,15 @@ def _hardware() -> str:
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty"]
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        # --exclude keeps a tag's name out, so that the answer is always the hash
-        done = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True, check=True)
+        dirty = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!data")
+        return git("rev-parse", "HEAD") + "-dirty" * bool(dirty)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return done.stdout.strip()
 
 
 def save_run(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 
 import pytest
 import torch
@@ -92,6 +93,30 @@ def test_environment_names_machine_commit_and_time():
     assert set(now) == {"hardware", "commit", "date", "command"}
     assert all(now.values())
     assert now["commit"] == "unknown" or len(now["commit"].removesuffix("-dirty")) == 40
+
+
+def test_changed_code_makes_a_commit_dirty_and_changed_records_do_not(tmp_path, monkeypatch):
+    def git(*arguments):
+        subprocess.run(
+            ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
+            check=True,
+            capture_output=True,
+        )
+
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    assert runs.environment()["commit"] == "unknown"
+    (tmp_path / "data").mkdir()
+    for name in ("code.py", "data/run.json"):
+        (tmp_path / name).write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    clean = runs.environment()["commit"]
+    assert len(clean) == 40
+    (tmp_path / "data/run.json").write_text("2")
+    assert runs.environment()["commit"] == clean
+    (tmp_path / "code.py").write_text("2")
+    assert runs.environment()["commit"] == clean + "-dirty"
 
 
 def test_provenance_is_one_line_that_tells_a_dirty_tree():
