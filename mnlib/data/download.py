@@ -169,8 +169,10 @@ def _http(url: str, checksum: str, folder: Path) -> Path:
     try:
         # any answer will do: it shows that the host can be reached
         _within(PATIENCE, lambda: download(url, None, None, check_only=True))
-    except (requests.ConnectionError, requests.Timeout, TimeoutError) as error:
+    except (requests.Timeout, TimeoutError) as error:
         raise ConnectionError(f"no connection within {PATIENCE} s") from error
+    except requests.ConnectionError as error:
+        raise ConnectionError("no connection") from error
     try:
         download(url, str(path), None)
     except requests.RequestException as error:
