@@ -279,6 +279,10 @@ EXPERIMENTS: dict[str, dict[str, dict[str, Callable[[int, dict[str, str]], Outco
                 recipe=flowers.recipe(epochs=2),
             ),
         },
+        "reestimated": {
+            "mobilenet_v3_small": flowers.reestimate_statistics,
+            "mobilenet_v3_large": flowers.reestimate_statistics,
+        },
         "frozen": {
             "vgg19": flowers.train_vgg_head,
             "mobilenet_v3_small": flowers.record_learning_curve,
