@@ -45,6 +45,12 @@ def explained_variance(
             arguments is not among its values.
 
     """
+    scatter, count = _scatter(weight, slices, samples, center)
+    return scatter / max(count - 1, 1)
+
+
+def _scatter(weight: Tensor, slices: Slices, samples: Samples, center: bool) -> tuple[Tensor, int]:
+    """Return the variances times the number of samples less one, and the number of samples."""
     if slices not in ("vertical", "horizontal"):
         raise ValueError(f"slices={slices!r} is unknown: give 'vertical' or 'horizontal'")
     if samples not in ("positions", "channels"):
@@ -81,7 +87,7 @@ def explained_variance(
     rounding = (k * torch.finfo(x.dtype).eps) ** 2 * energy
     nil = eigenvalues.sum(1) <= rounding
     count = k if samples == "positions" else n
-    return eigenvalues.masked_fill(nil[:, None], 0) * (scale**2 / max(count - 1, 1))
+    return eigenvalues.masked_fill(nil[:, None], 0) * scale**2, count
 
 
 def explained_variance_ratio(
@@ -113,8 +119,8 @@ def first_component(
         samples: see there.
         center: see there.
         average: "mean" or "median" over the slices, each counting once, or "pooled", the sum of
-            the first variances over the sum of all, in which a slice counts by its variance.
-            Slices without variance do not count.
+            squares along the first components over the sum of squares along all, in which a slice
+            counts by its size. Slices without variance do not count.
 
     Returns:
         A number between 0 and 1; 0 if no slice has any variance.
@@ -125,11 +131,9 @@ def first_component(
     """
     if average not in ("mean", "median", "pooled"):
         raise ValueError(f"average={average!r} is unknown: give 'mean', 'median' or 'pooled'")
-    variances = [
-        explained_variance(w, slices=slices, samples=samples, center=center) for w in weights
-    ]
-    first = torch.cat([v[:, 0] for v in variances])
-    total = torch.cat([v.sum(1) for v in variances])
+    scatters = [_scatter(w, slices, samples, center)[0] for w in weights]
+    first = torch.cat([s[:, 0] for s in scatters])
+    total = torch.cat([s.sum(1) for s in scatters])
     first, total = first[total > 0], total[total > 0]
     if not len(total):
         return 0.0

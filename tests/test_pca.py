@@ -127,14 +127,27 @@ def test_one_sample_less_than_the_rank_leaves_shape_and_sum():
     assert not ratios[:, 8].any()  # nine centred samples span eight dimensions
 
 
+def test_pooling_counts_sums_of_squares_whatever_the_number_of_samples():
+    few, many = torch.randn(5, 2, 3, 3), torch.randn(5, 40, 3, 3)
+    options = {"slices": "horizontal", "samples": "channels", "center": False}
+    parts = [pca.first_component([w], average="pooled", **options) for w in (few, many)]
+    sizes = [float(w.square().sum()) for w in (few, many)]
+    pooled = pca.first_component([few, many], average="pooled", **options)
+    assert pooled == pytest.approx(np.average(parts, weights=sizes), abs=1e-6)
+
+
 def test_averages_are_what_their_names_say():
     weights = [torch.randn(6, 4, 3, 3), 5 * torch.randn(3, 6, 3, 3)]
     kinds = {"slices": "horizontal"}
     first = torch.cat([pca.explained_variance_ratio(w, **kinds)[:, 0] for w in weights])
-    variances = [pca.explained_variance(w, **kinds) for w in weights]
-    pooled = sum(v[:, 0].sum() for v in variances) / sum(v.sum() for v in variances)
+    squares = []
+    for matrix in [m for w in weights for m in matrices(w, "horizontal", "positions")]:
+        squares.append(np.linalg.svd(matrix - matrix.mean(0), compute_uv=False) ** 2)
+    pooled = sum(s[0] for s in squares) / sum(s.sum() for s in squares)
     for average, expected in (("mean", first.mean()), ("pooled", pooled)):
-        assert pca.first_component(weights, average=average, **kinds) == pytest.approx(expected)
+        assert pca.first_component(weights, average=average, **kinds) == pytest.approx(
+            float(expected), abs=1e-6
+        )
     median = pca.first_component(weights, average="median", **kinds)
     assert median == pytest.approx(np.median(first.numpy()))
 
