@@ -39,7 +39,8 @@ class Recipe:
     length is the number of epochs. ``optimiser`` is ``"sgd"`` (Nesterov momentum 0.9, linear
     warm-up over ``warmup`` of the steps to ``rate``, then linear to zero) or ``"adam"`` (constant
     ``rate``; Kingma and Ba, 2015). ``decay`` spares norms and biases. ``augment`` flips left-right
-    and shifts by up to ``size // 8`` pixels, reflecting at the border.
+    and shifts by up to ``size // 8`` pixels, reflecting at the border. ``penalties`` weighs,
+    epoch by epoch, a term ``model.penalty()`` of the loss; without it there is none.
     """
 
     sizes: tuple[int, ...]
@@ -51,12 +52,17 @@ class Recipe:
     smoothing: float = 0.0
     augment: bool = True
     statistics: str = "cifar10"
+    penalties: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.sizes:
             raise ValueError("a recipe without epochs (sizes=()) trains nothing; give one a size")
         if self.optimiser not in ("sgd", "adam"):
             raise ValueError(f"optimiser {self.optimiser!r} is unknown; use 'sgd' or 'adam'")
+        if self.penalties and len(self.penalties) != self.epochs:
+            raise ValueError(
+                f"{len(self.penalties)} penalties for {self.epochs} epochs; give as many or none"
+            )
         if self.statistics not in STATISTICS:
             raise ValueError(f"statistics {self.statistics!r} unknown; use one of {[*STATISTICS]}")
 
@@ -230,7 +236,8 @@ def fit(
                 group["lr"] = rate
             optimiser.zero_grad()
             loss = F.cross_entropy(model(x), y, label_smoothing=recipe.smoothing)
-            fabric.backward(loss)
+            penalty = recipe.penalties[epoch] if recipe.penalties else 0
+            fabric.backward(loss + penalty * bare.penalty() if penalty else loss)
             optimiser.step()
             losses[step] = loss.detach()
         losses = fabric.all_reduce(losses)

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch.nn import functional as F
 
+from mnlib import training
 from mnlib.models.cifar import BasicBlock, NeuralODE, ResNet20
+from mnlib.training import Recipe, fit
 
 
 def parameters(model):
@@ -100,3 +103,38 @@ def test_it_trains_with_each_gradient_method(gradient, method, tolerance):
         F.cross_entropy(model(X), torch.tensor([1, 2])).backward()
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert (grads[1] - grads[0]).norm() < tolerance * grads[0].norm()
+
+
+def test_penalty_is_zero_for_straight_flows_and_the_change_of_slope_otherwise(ode):
+    ode.solve_with("midpoint", steps=1)
+    ode(X)
+    parts = []
+    h = X
+    for entry, block in zip(ode.entries, ode.blocks, strict=True):
+        h = entry(h)
+        k1 = block.field(torch.tensor(0.0), h)
+        k2 = block.field(torch.tensor(0.5), h + k1 / 2)
+        parts.append((k2 - k1).square().sum() / k2.square().sum())
+        h = h + k2
+    ode(X)  # the calls above were noted, too
+    torch.testing.assert_close(ode.penalty(), sum(parts) / 3)
+    assert ode.penalty() > 1e-3
+    for block in ode.blocks:  # a field that does not depend on h has straight flows
+        torch.nn.init.zeros_(block.field.branch[-1].weight)
+        torch.nn.init.ones_(block.field.branch[-1].bias)
+    ode(X)
+    torch.testing.assert_close(ode.penalty(), torch.zeros((), dtype=torch.float64))
+
+
+def test_training_with_the_penalty_straightens():
+    x = torch.randint(0, 256, (64, 8, 8, 3), dtype=torch.uint8)
+    y = torch.arange(64) % 10
+    bent = []
+    for weight in (0.0, 1.0):
+        torch.manual_seed(0)
+        model = NeuralODE(widths=(4, 8, 8))
+        recipe = Recipe(sizes=(8,) * 4, batch=16, rate=0.1, penalties=(weight,) * 4)
+        fit(model, x, y, recipe, fabric=Fabric(accelerator="cpu", devices=1))
+        model(training.prepare(x, 8, "cifar10"))
+        bent.append(model.penalty().item())
+    assert bent[1] < bent[0] / 2

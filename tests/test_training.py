@@ -183,6 +183,8 @@ def test_bad_input_is_refused_in_one_sentence():
     images, labels = stripes(16)
     with pytest.raises(ValueError, match="epochs"):
         training.Recipe(sizes=())
+    with pytest.raises(ValueError, match="1 penalties for 2 epochs"):
+        training.Recipe(sizes=(8, 8), penalties=(1.0,))
     with pytest.raises(ValueError, match="optimiser"):
         training.Recipe(sizes=(8,), optimiser="lion")
     with pytest.raises(ValueError, match="statistics"):
