@@ -4,8 +4,9 @@ Absolute times on a shared machine are noise; the ratio of two variants that too
 """
 
 import statistics
-import time
 from collections.abc import Callable
+
+from mnlib.blocks import time_in_turns
 
 
 class Times(dict):
@@ -17,16 +18,8 @@ class Times(dict):
 
 
 def compare(variants: dict[str, Callable[[], object]], repeats: int = 7) -> Times:
-    """Run every variant once to warm up, then ``repeats`` rounds of each in turn."""
-    for variant in variants.values():
-        variant()
-    rounds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(repeats):
-        for name, variant in variants.items():
-            start = time.perf_counter()
-            variant()
-            rounds[name].append(time.perf_counter() - start)
-    return Times(rounds)
+    """Run ``repeats`` rounds of each variant in turn, after one to warm up."""
+    return Times(time_in_turns(variants, repeats))
 
 
 def report(times: Times, reference: str | None = None, title: str = "") -> None:
