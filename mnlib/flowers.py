@@ -53,7 +53,7 @@ PROTOCOLS = {
 }
 
 #: Side in pixels of the images that VGG-19 sees: its multiply-adds at 224 are 65 V2's.
-VGG_SIZE = 128
+VGG_SIZE = 112
 
 #: Two photographs whose 16×16 thumbnails correlate at least so much are near-duplicates.
 NEAR = 0.95
