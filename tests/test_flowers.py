@@ -13,6 +13,11 @@ from PIL import Image
 from mnlib import data, experiments, flowers, runs, training
 
 CLASSES = data.CLASSES["tf_flowers"]
+PROVENANCE = {
+    "dataset": "tf_flowers",
+    **{"seed": 0, "epochs": 1, "parameters": 1, "hardware": "", "seconds": 1.0},
+    **{"commit": "", "date": "", "command": ""},
+}
 
 
 def test_the_published_split_is_the_one_that_is_trained_on():
@@ -107,6 +112,33 @@ def test_a_recorded_network_gives_its_recorded_probabilities(photographs, tmp_pa
     recorded = torch.tensor(run.results["probabilities"])
     torch.testing.assert_close(outputs.softmax(1), recorded, atol=1e-4, rtol=0)
     assert run.accuracy == training.accuracy(recorded, flowers.load("test").labels)
+
+
+def test_reestimated_statistics_are_those_of_the_training_photographs(photographs, monkeypatch):
+    images, labels = photographs
+    torch.manual_seed(0)
+    model = flowers.build("mobilenet_v3_small")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    names = {"experiment": "flowers", "protocol": "reestimated", "model": "mobilenet_v3_small"}
+    source = runs.Run(**names | {"protocol": "scratch"}, **PROVENANCE, accuracy=0.2, sha256="f00")
+    monkeypatch.setattr(runs, "load_runs", lambda _: [source])
+    monkeypatch.setattr(flowers, "trained", lambda run: model)
+    run, state = flowers.reestimate_statistics(0, names)
+    assert run.results["source"] == "f00"
+    assert len(run.results["probabilities"]) == 5
+
+    kept, _ = training.split(labels, 5)
+    seen = model.features[0][0](training.prepare(torch.tensor(images[kept]), 224, "imagenet"))
+    close = {"rtol": 2e-3, "atol": 2e-3}  # of half precision
+    torch.testing.assert_close(state["features.0.1.running_mean"], seen.mean((0, 2, 3)), **close)
+    torch.testing.assert_close(state["features.0.1.running_var"], seen.var((0, 2, 3)), **close)
+    for key, value in before.items():
+        if "running" not in key and "num_batches" not in key:
+            torch.testing.assert_close(state[key], value, **close)
+
+    monkeypatch.setattr(runs, "load_runs", lambda _: [])
+    with pytest.raises(FileNotFoundError, match="run flowers --protocol scratch --model mobilenet"):
+        flowers.reestimate_statistics(0, names)
 
 
 def test_the_head_of_vgg_learns_from_features(photographs, monkeypatch):
@@ -211,11 +243,10 @@ def best(monkeypatch):
             return torch.stack([-level, *3 * [level * 0 - 9], level], 1) * 9
 
     common = {
+        **PROVENANCE,
         "experiment": "flowers",
-        "dataset": "tf_flowers",
         "protocol": "scratch",
-        **{"seed": 0, "epochs": 1, "parameters": 1, "hardware": "", "seconds": 1.0},
-        **{"commit": "", "date": "", "command": "", "results": {"probabilities": []}},
+        "results": {"probabilities": []},
     }
     recorded = [
         runs.Run(model="vgg19", accuracy=0.95, checkpoint="c.pt", **common),
