@@ -281,7 +281,7 @@ EXPERIMENTS: dict[str, dict[str, dict[str, Callable[[int, dict[str, str]], Outco
             "mobilenet_v2": partial(
                 _photographs,
                 build=partial(flowers.build, "mobilenet_v2"),
-                recipe=flowers.recipe(epochs=2),
+                recipe=flowers.recipe(epochs=1),
             ),
         },
         "reestimated": {
