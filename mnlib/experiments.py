@@ -22,12 +22,15 @@ from mnlib.models.small import SmallConvNet
 from mnlib.runs import Outcome, Run
 from mnlib.training import Recipe
 
-#: Six epochs, the first four at three quarters of the resolution, where they cost half.
+#: Short: six epochs, the first four at three quarters of the resolution, where they cost half.
 SHORT = Recipe(sizes=(24,) * 4 + (32,) * 2, smoothing=0.1)
 
-#: For the Neural ODE, which takes longer; from the fifth epoch on its flows are straightened.
-SHORT_ODE = dataclasses.replace(
-    SHORT, sizes=(24,) * 5 + (32,), penalties=(0.0, 0.0, 0.0, 0.0, 4.0, 4.0)
+#: For the Neural ODE, which learns more slowly; its flows are straightened once they have formed.
+SHORT_ODE = Recipe(
+    sizes=(24,) * 5 + (32,) * 4,
+    smoothing=0.1,
+    penalties=(0.0,) * 4 + (4.0,) * 5,
+    restarts=(6,),
 )
 
 #: The solvers that a trained Neural ODE must give the same accuracy with: its own, the same with

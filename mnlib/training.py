@@ -40,7 +40,8 @@ class Recipe:
     warm-up over ``warmup`` of the steps to ``rate``, then linear to zero) or ``"adam"`` (constant
     ``rate``; Kingma and Ba, 2015). ``decay`` spares norms and biases. ``augment`` flips left-right
     and shifts by up to ``size // 8`` pixels, reflecting at the border. ``penalties`` weighs,
-    epoch by epoch, a term ``model.penalty()`` of the loss; without it there is none.
+    epoch by epoch, a term ``model.penalty()`` of the loss; without it there is none. After each of
+    the ``restarts``, in epochs, SGD's rate rises and falls anew, to half as high.
     """
 
     sizes: tuple[int, ...]
@@ -53,6 +54,7 @@ class Recipe:
     augment: bool = True
     statistics: str = "cifar10"
     penalties: tuple[float, ...] = ()
+    restarts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.sizes:
@@ -71,11 +73,16 @@ class Recipe:
         """The number of passes over the training images."""
         return len(self.sizes)
 
-    def rate_at(self, progress: float) -> float:
-        """Return the learning rate when the fraction ``progress`` of all steps is done."""
+    def rate_at(self, done: float) -> float:
+        """Return the learning rate when ``done`` epochs are done."""
         if self.optimiser == "adam":
             return self.rate
-        return self.rate * min(progress / self.warmup, (1 - progress) / (1 - self.warmup))
+        ends = (*self.restarts, self.epochs)
+        cycle = sum(done >= end for end in self.restarts)
+        start = (0, *ends)[cycle]
+        progress = (done - start) / (ends[cycle] - start)
+        peak = self.rate / 2**cycle
+        return peak * min(progress / self.warmup, (1 - progress) / (1 - self.warmup))
 
 
 def prepare(images: Tensor, size: int, statistics: str) -> Tensor:
@@ -231,7 +238,7 @@ def fit(
             x = prepare(images[chosen].to(fabric.device), recipe.sizes[epoch], recipe.statistics)
             x = augment(x, draws) if recipe.augment else x
             y = labels[chosen].to(fabric.device)
-            rate = recipe.rate_at((epoch * steps + step + 0.5) / (recipe.epochs * steps))
+            rate = recipe.rate_at(epoch + (step + 0.5) / steps)
             for group in optimiser.param_groups:
                 group["lr"] = rate
             optimiser.zero_grad()
