@@ -27,7 +27,7 @@ def keep_slides_numbers(app: Sphinx, env: BuildEnvironment) -> None:
 
 
 def setup(app: Sphinx) -> dict:
-    """Connect the above; ``keep_going`` shows all warnings, then any sets the status."""
+    """Connect the above; ``keep_going`` shows all warnings, then fails the build."""
     app.keep_going = True
     app.connect("env-get-outdated", every_page)
     # this event comes once Sphinx has numbered the equations
