@@ -193,8 +193,16 @@ def optimize_for_inference(model: nn.Module) -> Callable[[Tensor], Tensor]:
     new shape compiles for 10 to 20 s and needs a C++ compiler: where either is too much, use
     :func:`fold_batch_norm`.
     """
-    model = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
-    return torch.no_grad()(torch.compile(model, options={"freezing": True}).forward)
+    from torch._inductor import config  # takes a second to import
+
+    compiled = torch.compile(copy.deepcopy(model).eval().to(memory_format=torch.channels_last))
+
+    def run(x: Tensor) -> Tensor:
+        # set as torch.compile's option, freezing leaves the weights in their slower layout
+        with torch.no_grad(), config.patch(freezing=True):
+            return compiled(x)
+
+    return run
 
 
 class Layer(NamedTuple):
