@@ -231,18 +231,19 @@ def decouple(
     if not 1 <= rank <= bound:
         raise ValueError(f"rank {rank} is out of range: give 1 to {bound} for {order}")
     x = weight.detach().flatten(2)
-    if not all(bool(v.isfinite()) for v in x.aminmax()):
-        raise ValueError("the weight holds a NaN or an infinity: give finite numbers")
     x = x.transpose(0, 1) if order == "depthwise_first" else x
     if x.dtype == torch.float64:
+        _check_finite(x)
         left, values, right = torch.linalg.svd(x, full_matrices=False)
         mixed, squares = (left * values[:, None])[..., :rank], values.square()
         kernels = right[:, :rank]
     else:
         x = x.float()
         # A few slices at a time stay in the cache.
-        parts = (part.contiguous().double() for part in x.split(64))
-        squares, vectors = torch.linalg.eigh(torch.cat([part.mT @ part for part in parts]))
+        parts = (part.double() for part in x.split(16))
+        gram = torch.cat([part.mT @ part for part in parts])
+        _check_finite(gram)
+        squares, vectors = torch.linalg.eigh(gram)
         squares = squares.flip(1)[:, :bound].clamp(min=0)
         kernels = vectors.flip(2)[..., :rank].mT.to(x)
         mixed = x @ kernels.mT
@@ -294,6 +295,12 @@ class DecoupledConv2d(DepthwiseSeparableConv2d):
             if conv.bias is not None:
                 last = self.pointwise if order == "depthwise_first" else self.depthwise
                 last.bias.copy_(conv.bias)
+
+
+def _check_finite(values: Tensor) -> None:
+    """Raise ValueError where the weight, or what was computed from it, is not finite."""
+    if not bool(values.isfinite().all()):
+        raise ValueError("the weight holds a NaN or an infinity: give finite numbers")
 
 
 def _checked(
