@@ -113,8 +113,8 @@ class DepthwiseSeparableConv2d(nn.Module):
 
     Maps N×n_i×H×W to N×n_o×H'×W' as ``nn.Conv2d`` with the same stride, padding and dilation does,
     which the depth-wise convolution takes; the bias belongs to the last of the two. ``blocks``
-    pairs are one grouped convolution and one 1×1: channel c of block r is channel c·blocks + r
-    between them.
+    pairs share one depth-wise and one 1×1 convolution: between them, channel c of block r is
+    channel c·blocks + r.
 
     Raises:
         ValueError: unknown order, or a size below 1.
@@ -137,16 +137,16 @@ class DepthwiseSeparableConv2d(nn.Module):
         super().__init__()
         kernel_size = _checked(order, n_i, n_o, kernel_size, ORDERS)
         first = order == "depthwise_first"
-        groups = n_i if first else n_o
-        inside = groups * blocks
-        self.order = order
+        inside = blocks * (n_i if first else n_o)
+        self.order, self.blocks = order, blocks
         self.depthwise = nn.Conv2d(
-            *((n_i, inside) if first else (inside, n_o)),
+            n_i if first else inside,
+            inside,
             kernel_size,
             stride,
             padding,
             dilation,
-            groups,
+            n_i if first else inside,
             bias and not first,
             padding_mode,
         )
@@ -157,7 +157,9 @@ class DepthwiseSeparableConv2d(nn.Module):
         """Return the output, N×n_o×H'×W'."""
         if self.order == "depthwise_first":
             return self.pointwise(self.depthwise(x))
-        return self.depthwise(self.pointwise(x))
+        y = self.depthwise(self.pointwise(x))
+        # Summing afterwards is four times as fast as a convolution with `blocks` inputs a group.
+        return y if self.blocks == 1 else y.unflatten(1, (-1, self.blocks)).sum(2)
 
 
 @dataclass(frozen=True)
@@ -292,9 +294,11 @@ class DecoupledConv2d(DepthwiseSeparableConv2d):
         with torch.no_grad():
             self.depthwise.weight.copy_(depthwise.reshape(self.depthwise.weight.shape))
             self.pointwise.weight.copy_(pointwise.reshape(self.pointwise.weight.shape))
-            if conv.bias is not None:
-                last = self.pointwise if order == "depthwise_first" else self.depthwise
-                last.bias.copy_(conv.bias)
+            if conv.bias is not None and order == "depthwise_first":
+                self.pointwise.bias.copy_(conv.bias)
+            elif conv.bias is not None:  # the first block's; the others add none
+                self.depthwise.bias.zero_()
+                self.depthwise.bias[:: parts.rank] = conv.bias
 
 
 def _check_finite(values: Tensor) -> None:
