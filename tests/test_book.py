@@ -1,4 +1,4 @@
-"""The chapters' helpers show what they are given, and refuse what would hide a mistake."""
+"""What the chapters share shows what it is given, and refuses what would hide a mistake."""
 
 import pytest
 
