@@ -64,16 +64,17 @@ def _scatter(weight: Tensor, slices: Slices, samples: Samples, center: bool) -> 
     # over the positions removes. Nothing else sees the basis.
     basis = torch.linalg.qr(torch.eye(k, dtype=torch.float64).index_fill(1, torch.tensor(0), 1))[0]
     basis = basis.to(x.device)
-    grams, energies = [], []
-    for part in x.split(16):  # a few slices at a time stay in the cache
+    grams, means = [], []
+    for part in x.split(32):  # a few slices at a time stay in the cache
         part = part.double() @ basis
-        gram = part.mT @ part
-        energies.append(gram.diagonal(dim1=1, dim2=2).sum(1))
         if center and samples == "channels":
-            part = part - part.mean(1, keepdim=True)
-            gram = part.mT @ part
-        grams.append(gram)
-    gram, energy = torch.cat(grams), torch.cat(energies)
+            means.append(part.mean(1))
+            part = part - means[-1][:, None]
+        grams.append(part.mT @ part)
+    gram = torch.cat(grams)
+    energy = gram.diagonal(dim1=1, dim2=2).sum(1)
+    if means:
+        energy = energy + n * torch.cat(means).square().sum(1)
     if not bool(energy.isfinite().all()):
         raise ValueError("the weight holds a NaN or an infinity: give finite numbers")
     if center and samples == "positions":
