@@ -54,7 +54,7 @@ def test_the_verdict_is_the_one_the_project_stands_by(claim, monkeypatch):
         ("at least", 99.0, "reproduced"),
         ("at least", 9.5, "reproduced"),
         ("at least", 9.4, "not reproduced"),
-        ("equal", None, claims.NOT_RUN),
+        ("equal", None, claims.NOT_MEASURED),
     ],
 )
 def test_verdicts(rule, measured, verdict):
