@@ -1,16 +1,15 @@
 """A network seen from outside: its layers and their cost, and the drawing of Figure 1."""
 
-import copy
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Arc, Patch, Rectangle
 from torch import nn
 
+from mnlib import blocks
 from mnlib.blocks import InvertedResidual, SqueezeExcitation
 from mnlib.book import COLOURS
 
@@ -35,29 +34,25 @@ class Layer(NamedTuple):
     shortcut: bool
 
 
+def _kind(conv: nn.Conv2d) -> str:
+    if conv.groups > 1:
+        return "depthwise"
+    return "pointwise" if conv.kernel_size == (1, 1) else "convolution"
+
+
 def layers(model: nn.Module, size: int = 224) -> list[Layer]:
-    """Return what each child of ``model.features`` is and gives for a size×size image.
-
-    Shapes come from a pass over meta tensors, in which nothing is computed.
-    """
+    """Return what each child of ``model.features`` is and gives for a size×size image."""
+    rows = {row.name: row for row in blocks.layers(model, (3, size, size))}
     found = []
-
-    def look(module: nn.Module, _inputs, output: torch.Tensor) -> None:
+    for name, module in model.features.named_children():
         modules = list(module.modules())
-        conv = next(m for m in modules if isinstance(m, nn.Conv2d))
         if isinstance(module, InvertedResidual):
             gated = any(isinstance(m, SqueezeExcitation) for m in modules)
             kind = "inverted residual with SE" if gated else "inverted residual"
-        elif conv.groups > 1:
-            kind = "depthwise"
         else:
-            kind = "pointwise" if conv.kernel_size == (1, 1) else "convolution"
-        found.append(Layer(kind, *output.shape[1:3], getattr(module, "shortcut", False)))
-
-    model = copy.deepcopy(model).to("meta").eval()
-    for child in model.features:
-        child.register_forward_hook(look)
-    model.features(torch.empty(1, 3, size, size, device="meta"))
+            kind = _kind(next(m for m in modules if isinstance(m, nn.Conv2d)))
+        channels, side, _ = rows[f"features.{name}"].output
+        found.append(Layer(kind, channels, side, getattr(module, "shortcut", False)))
     return found
 
 
@@ -66,28 +61,20 @@ def cost_shares(model: nn.Module, size: int = 224) -> dict[str, tuple[float, flo
 
     Kinds are ``convolution`` (the stem), ``depthwise``, ``pointwise``, ``squeeze-excitation`` and
     ``classifier``. Biases and batch norms do not count, as in Table 2 of Howard et al. (2017);
-    multiply-adds are those of one size×size image, in a pass over meta tensors.
+    multiply-adds are those of one size×size image, as :func:`mnlib.blocks.layers` counts them.
     """
     weights, madds = defaultdict(int), defaultdict(int)
-    model = copy.deepcopy(model).to("meta").eval()
     gates = {m for s in model.modules() if isinstance(s, SqueezeExcitation) for m in s.modules()}
-
-    def look(module: nn.Module, _inputs, output: torch.Tensor) -> None:
+    for row in blocks.layers(model, (3, size, size)):
+        module = model.get_submodule(row.name)
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
         if isinstance(module, nn.Linear):
             kind = "classifier"
-        elif module in gates:
-            kind = "squeeze-excitation"
-        elif module.groups > 1:
-            kind = "depthwise"
         else:
-            kind = "pointwise" if module.kernel_size == (1, 1) else "convolution"
+            kind = "squeeze-excitation" if module in gates else _kind(module)
         weights[kind] += module.weight.numel()
-        madds[kind] += module.weight.numel() * output[0, 0].numel()
-
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(look)
-    model(torch.empty(1, 3, size, size, device="meta"))
+        madds[kind] += row.macs
     totals = sum(weights.values()), sum(madds.values())
     return {kind: (weights[kind] / totals[0], madds[kind] / totals[1]) for kind in weights}
 
