@@ -244,6 +244,15 @@ _photographs = partial(
 _cifar = partial(_train, dataset="cifar10", load=partial(data.load, "cifar10"), held_out=5000)
 _ode = partial(_cifar, build=NeuralODE, more=_refine)
 
+
+def _flowers_runs(build: Callable[[str], nn.Module], **epochs: int) -> dict[str, Callable]:
+    """Return the slides' training of each named model, for so many epochs, from ``build(name)``."""
+    return {
+        name: partial(_photographs, build=partial(build, name), recipe=flowers.recipe(epochs=n))
+        for name, n in epochs.items()
+    }
+
+
 EXPERIMENTS: dict[str, dict[str, dict[str, Callable[[int, dict[str, str]], Outcome]]]] = {
     "vgg19_slices": {"slides": {"vgg19": _slices}},
     "gates": {"imagenet": {"mobilenet_v3_small": _gates}},
@@ -268,25 +277,11 @@ EXPERIMENTS: dict[str, dict[str, dict[str, Callable[[int, dict[str, str]], Outco
             ),
         }
     },
-    # the slides' hyper-parameters, and as many epochs as an hour of two shared cores allows
+    # the slides' hyper-parameters and few epochs
     "flowers": {
-        "scratch": {
-            "mobilenet_v3_small": partial(
-                _photographs,
-                build=partial(flowers.build, "mobilenet_v3_small"),
-                recipe=flowers.recipe(epochs=5),
-            ),
-            "mobilenet_v3_large": partial(
-                _photographs,
-                build=partial(flowers.build, "mobilenet_v3_large"),
-                recipe=flowers.recipe(epochs=2),
-            ),
-            "mobilenet_v2": partial(
-                _photographs,
-                build=partial(flowers.build, "mobilenet_v2"),
-                recipe=flowers.recipe(epochs=1),
-            ),
-        },
+        "scratch": _flowers_runs(
+            flowers.build, mobilenet_v3_small=5, mobilenet_v3_large=2, mobilenet_v2=1
+        ),
         "reestimated": {
             "mobilenet_v3_small": flowers.reestimate_statistics,
             "mobilenet_v3_large": flowers.reestimate_statistics,
@@ -303,24 +298,10 @@ EXPERIMENTS: dict[str, dict[str, dict[str, Callable[[int, dict[str, str]], Outco
                 recipe=flowers.AUGMENTED,
             ),
         },
-        "imagenet": {
-            "mobilenet_v3_small": partial(
-                _photographs,
-                build=partial(flowers.pretrained, "mobilenet_v3_small"),
-                recipe=flowers.recipe(epochs=4),
-            ),
-            "mobilenet_v2": partial(
-                _photographs,
-                build=partial(flowers.pretrained, "mobilenet_v2"),
-                recipe=flowers.recipe(epochs=2),
-            ),
-            # the last of all: without its weights the run ends here, with the command to get them
-            "mobilenet_v3_large": partial(
-                _photographs,
-                build=partial(flowers.pretrained, "mobilenet_v3_large"),
-                recipe=flowers.recipe(epochs=2),
-            ),
-        },
+        # V3-Large last: without its weights the run ends there, with the command to get them
+        "imagenet": _flowers_runs(
+            flowers.pretrained, mobilenet_v3_small=4, mobilenet_v2=2, mobilenet_v3_large=2
+        ),
     },
     "table1": {
         # a short training, which lands near the slides' 85.14 % and 84.61 %
