@@ -25,6 +25,9 @@ from mnlib.training import Recipe
 #: Short: six epochs, the first four at three quarters of the resolution, where they cost half.
 SHORT = Recipe(sizes=(24,) * 4 + (32,) * 2, smoothing=0.1)
 
+#: Good: sixty-eight epochs. Half precision in the forward pass nearly halves their time.
+GOOD = Recipe(sizes=(24,) * 44 + (32,) * 24, precision="bf16-mixed")
+
 #: For the Neural ODE, which learns more slowly; its flows are straightened once they have formed.
 SHORT_ODE = Recipe(
     sizes=(24,) * 5 + (32,) * 4,
@@ -107,7 +110,7 @@ def _train(
     ``more`` is given the trained model, its outputs for the test images, and a function that takes
     its test accuracy anew.
     """
-    fabric = Fabric()
+    fabric = Fabric(precision=recipe.precision)
     fabric.launch()
     now = runs.environment()
     images, labels = load("train")
@@ -311,7 +314,7 @@ EXPERIMENTS: dict[str, dict[str, dict[str, Callable[[int, dict[str, str]], Outco
         },
         # as long as the published accuracies take
         "good": {
-            "resnet20": partial(_cifar, build=ResNet20, recipe=Recipe(sizes=(32,) * 100)),
+            "resnet20": partial(_cifar, build=ResNet20, recipe=GOOD),
             "neural_ode": partial(
                 _ode, recipe=Recipe(sizes=(32,) * 100, penalties=(0.0,) * 10 + (4.0,) * 90)
             ),

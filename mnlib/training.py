@@ -41,7 +41,9 @@ class Recipe:
     ``rate``; Kingma and Ba, 2015). ``decay`` spares norms and biases. ``augment`` flips left-right
     and shifts by up to ``size // 8`` pixels, reflecting at the border. ``penalties`` weighs,
     epoch by epoch, a term ``model.penalty()`` of the loss; without it there is none. After each of
-    the ``restarts``, in epochs, SGD's rate rises and falls anew, to half as high.
+    the ``restarts``, in epochs, SGD's rate rises and falls anew, to half as high. ``precision`` is
+    Fabric's, such as ``"bf16-mixed"``: that of the forward pass in training. Weights stay float32,
+    and what is evaluated is evaluated in float32.
     """
 
     sizes: tuple[int, ...]
@@ -55,6 +57,7 @@ class Recipe:
     statistics: str = "cifar10"
     penalties: tuple[float, ...] = ()
     restarts: tuple[int, ...] = ()
+    precision: str = "32-true"
 
     def __post_init__(self) -> None:
         if not self.sizes:
@@ -192,7 +195,7 @@ def fit(
         FloatingPointError: the loss is no longer finite.
 
     """
-    fabric = fabric or Fabric(devices=1)
+    fabric = fabric or Fabric(devices=1, precision=recipe.precision)
     images, labels = torch.as_tensor(images), torch.as_tensor(labels)
     if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels):
         raise ValueError(
