@@ -142,7 +142,9 @@ def accuracy(outputs: Tensor, labels: Tensor | np.ndarray) -> float:
 
 
 def split(labels: np.ndarray, held_out: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sorted indices kept and held out, ``held_out`` of them, in equal shares a class.
+    """Return the sorted indices kept and held out, ``held_out`` of them.
+
+    A class has the same share of its images held out as every other, to less than one image.
 
     Raises:
         ValueError: ``held_out`` leaves nothing on one of the two sides.
