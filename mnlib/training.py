@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from mnlib.runs import written_whole
 
-#: Mean and standard deviation of each channel in [0, 1]: of CIFAR-10's training images, and
-#: torchvision's for ImageNet, which the pre-trained MobileNets expect.
+#: Mean and standard deviation of each channel in [0, 1]: of CIFAR-10's and of MNIST's training
+#: images, and torchvision's for ImageNet, which the pre-trained MobileNets expect.
 STATISTICS = {
+    "mnist": ((0.1307,), (0.3081,)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
@@ -38,12 +39,11 @@ class Recipe:
     ``sizes`` holds the side in pixels that the images are resized to, epoch by epoch, so that its
     length is the number of epochs. ``optimiser`` is ``"sgd"`` (Nesterov momentum 0.9, linear
     warm-up over ``warmup`` of the steps to ``rate``, then linear to zero) or ``"adam"`` (constant
-    ``rate``; Kingma and Ba, 2015). ``decay`` spares norms and biases. ``augment`` flips left-right
-    and shifts by up to ``size // 8`` pixels, reflecting at the border. ``penalties`` weighs,
-    epoch by epoch, a term ``model.penalty()`` of the loss; without it there is none. After each of
-    the ``restarts``, in epochs, SGD's rate rises and falls anew, to half as high. ``precision`` is
-    Fabric's, such as ``"bf16-mixed"``: that of the forward pass in training. Weights stay float32,
-    and what is evaluated is evaluated in float32.
+    ``rate``; Kingma and Ba, 2015). ``decay`` spares norms and biases. ``augment`` shifts by up to
+    ``size // 8`` pixels, reflecting at the border, and flips left-right if ``mirror`` allows it.
+    ``penalties`` weighs, epoch by epoch, a term ``model.penalty()`` of the loss; without it there
+    is none. ``precision`` is Fabric's, such as ``"bf16-mixed"``: that of the forward pass in
+    training. Weights stay float32, and what is evaluated is evaluated in float32.
     """
 
     sizes: tuple[int, ...]
@@ -54,9 +54,9 @@ class Recipe:
     decay: float = 5e-4
     smoothing: float = 0.0
     augment: bool = True
+    mirror: bool = True
     statistics: str = "cifar10"
     penalties: tuple[float, ...] = ()
-    restarts: tuple[int, ...] = ()
     precision: str = "32-true"
 
     def __post_init__(self) -> None:
@@ -80,12 +80,8 @@ class Recipe:
         """Return the learning rate when ``done`` epochs are done."""
         if self.optimiser == "adam":
             return self.rate
-        ends = (*self.restarts, self.epochs)
-        cycle = sum(done >= end for end in self.restarts)
-        start = (0, *ends)[cycle]
-        progress = (done - start) / (ends[cycle] - start)
-        peak = self.rate / 2**cycle
-        return peak * min(progress / self.warmup, (1 - progress) / (1 - self.warmup))
+        progress = done / self.epochs
+        return self.rate * min(progress / self.warmup, (1 - progress) / (1 - self.warmup))
 
 
 def prepare(images: Tensor, size: int, statistics: str) -> Tensor:
@@ -241,6 +237,8 @@ def fit(
             draws = torch.rand(batch, 3, generator=draw)[mine].to(fabric.device)
             chosen = chosen[mine]
             x = prepare(images[chosen].to(fabric.device), recipe.sizes[epoch], recipe.statistics)
+            if not recipe.mirror:
+                draws[:, 0] = 1  # no flip
             x = augment(x, draws) if recipe.augment else x
             y = labels[chosen].to(fabric.device)
             rate = recipe.rate_at(epoch + (step + 0.5) / steps)

@@ -25,7 +25,7 @@ X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=to
 
 def test_resnet20_has_the_published_size_and_the_ode_no_more():
     assert parameters(ResNet20()) == 269_722  # He et al. (2016), table 6: 0.27 M
-    assert parameters(NeuralODE()) == 263_066
+    assert parameters(NeuralODE()) == 262_746
 
 
 def test_resnet20_has_nine_blocks_in_three_stages_of_falling_resolution():
@@ -130,7 +130,7 @@ def test_training_with_the_penalty_straightens():
     x = torch.randint(0, 256, (64, 8, 8, 3), dtype=torch.uint8)
     y = torch.arange(64) % 10
     bent = []
-    for weight in (0.0, 1.0):
+    for weight in (0.0, 4.0):
         torch.manual_seed(0)
         model = NeuralODE(widths=(4, 8, 8))
         recipe = Recipe(sizes=(8,) * 4, batch=16, rate=0.1, penalties=(weight,) * 4)

@@ -163,14 +163,6 @@ def test_rate_warms_up_and_falls_to_zero():
     assert dataclasses.replace(RECIPE, optimiser="adam", rate=1e-4).rate_at(3.0) == 1e-4
 
 
-def test_a_restart_begins_anew_at_half_the_rate():
-    recipe = training.Recipe(sizes=(8,) * 6, rate=0.2, restarts=(4,))
-    for epochs in (0.0, 0.4, 2.4, 3.9):
-        assert recipe.rate_at(epochs) == RECIPE.rate_at(epochs)
-    rates = [recipe.rate_at(epochs) for epochs in (4.0, 4.2, 4.4, 5.2, 6.0)]
-    np.testing.assert_allclose(rates, [0, 0.05, 0.1, 0.05, 0], atol=1e-12)
-
-
 def test_decay_spares_norms_and_biases():
     model = net()
     decayed, spared = training._optimiser(model, RECIPE).param_groups
