@@ -27,7 +27,10 @@ SHORT = Recipe(sizes=(24,) * 4 + (32,) * 2, smoothing=0.1)
 
 #: For the Neural ODE, whose flows are straightened once they have formed.
 SHORT_ODE = Recipe(
-    sizes=(24,) * 4 + (32,) * 3, penalties=(0.0,) * 3 + (4.0,) * 4, precision="bf16-mixed"
+    sizes=(24,) * 3 + (32,) * 2,
+    smoothing=0.1,
+    penalties=(0.0,) * 2 + (4.0,) * 3,
+    precision="bf16-mixed",
 )
 
 #: Good: as long as two cores can do. Half precision in the forward pass nearly halves the time.
