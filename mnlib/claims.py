@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mnlib import data, flowers, pca, runs, training
+from mnlib import data, experiments, flowers, pca, runs
 from mnlib.blocks import count_macs, count_parameters
 from mnlib.models import mobilenet
 from mnlib.models.cifar import NeuralODE, ResNet20
@@ -116,15 +116,10 @@ def _recorded_vgg19(slices: str, which: int) -> float | None:
 
 
 @cache
-def _live_cifar10(model: str) -> float | None:
-    run = _recorded("table1", model, "slides")
-    if run is None or data.tier("cifar10") != "real data":
-        return None
-    network = {"resnet20": ResNet20, "neural_ode": NeuralODE}[model]()
-    network.load_state_dict(runs.load_checkpoint(run))
-    test = data.load("cifar10", "test")
-    outputs = training.logits(network, test.images, size=32, statistics="cifar10")
-    return 100 * training.accuracy(outputs, test.labels)
+def _live_accuracy(experiment: str, model: str, protocol: str) -> float | None:
+    run = _recorded(experiment, model, protocol)
+    live = run and experiments.evaluate(run)
+    return None if live is None else 100 * live
 
 
 def _live_flowers(count: Callable[[data.Dataset], int]) -> int | None:
@@ -180,16 +175,19 @@ MEASURES: dict[str, tuple[Measure, Measure]] = {
         for which, name in ((1, "slices"), (2, "variance"))
     },
     "resnet-accuracy": (
-        partial(_live_cifar10, "resnet20"),
+        partial(_live_accuracy, "table1", "resnet20", "slides"),
         lambda: _percent(_recorded("table1", "resnet20", "slides")),
     ),
     "resnet-parameters": (lambda: count_parameters(ResNet20()) / 1e6, _no_measurement),
     "ode-accuracy": (
-        partial(_live_cifar10, "neural_ode"),
+        partial(_live_accuracy, "table1", "neural_ode", "slides"),
         lambda: _percent(_recorded("table1", "neural_ode", "slides")),
     ),
     "ode-parameters": (lambda: count_parameters(NeuralODE()) / 1e6, _no_measurement),
-    "ode-mnist": (_no_measurement, lambda: _percent(_recorded("mnist", "neural_ode", "good"))),
+    "ode-mnist": (
+        partial(_live_accuracy, "mnist", "neural_ode", "good"),
+        lambda: _percent(_recorded("mnist", "neural_ode", "good")),
+    ),
     "last-stage-milliseconds": (_no_measurement, _no_measurement),
     "last-stage-share": (_last_stage_share, _no_measurement),
     "flowers-images": (

@@ -72,9 +72,10 @@ def recipe(epochs: int) -> Recipe:
     )
 
 
-#: Ours: what a short fine-tuning gains most from, augmentation and a rate that falls to zero.
+#: Ours: what a short fine-tuning gains most from, augmentation and a rate that falls to zero. Most
+#: epochs see smaller images, where they cost half.
 AUGMENTED = Recipe(
-    sizes=(224,) * 6,
+    sizes=(160,) * 5 + (224,) * 4,
     batch=32,
     optimiser="sgd",
     rate=0.01,
