@@ -73,6 +73,12 @@ def test_a_network_that_lives_by_its_gates():
     assert found["accuracy"]["learned"] == 1
     assert found["accuracy"]["mean"] == found["accuracy"]["open"] == 0.5
     assert 0.3 < found["accuracy"]["another image's"] < 0.7
+    assert found["only"]["learned"]["mean"] == 50
+    assert found["only"]["mean"]["learned"] == found["only"]["mean"]["open"] == 0
+    for a, others in found["only"].items():
+        for b, only in others.items():
+            difference = found["accuracy"][a] - found["accuracy"][b]
+            assert only - found["only"][b][a] == pytest.approx(100 * difference)
 
 
 def test_replacements_keep_what_they_say():
@@ -81,11 +87,27 @@ def test_replacements_keep_what_they_say():
     changes = gates.replacements([s.flatten(1)])
     assert torch.equal(changes["learned"](0, s), s)
     torch.testing.assert_close(changes["mean"](0, s), s.mean(0, keepdim=True).expand(6, 4, 1, 1))
-    image, channel = changes["another image's"](0, s), changes["another channel's"](0, s)
-    assert sorted(map(tuple, image[:, :, 0, 0].tolist())) == sorted(
-        map(tuple, s[:, :, 0, 0].tolist())
-    )
+    channel = changes["another channel's"](0, s)
     torch.testing.assert_close(channel.sort(1).values, s.sort(1).values)
-    assert not torch.equal(image, s)
     assert not torch.equal(channel, s)
     assert torch.equal(changes["open"](0, s), torch.ones(6, 4, 1, 1))
+
+
+def test_an_image_gets_all_gates_of_one_other_image_of_any_batch():
+    n = 60
+    number = torch.arange(n).float()
+    first, second = number[:, None].expand(n, 3), number[:, None].expand(n, 8)
+    another = gates.replacements([first, second])["another image's"]
+    for _pass in range(2):
+        found = []
+        for batch in number.split(25):  # the last one is shorter
+            for i, channels in enumerate((3, 8)):
+                s = another(i, torch.empty(len(batch), channels, 1, 1))
+                assert s.shape == (len(batch), channels, 1, 1)
+                found.append(s.flatten(1).amax(1))
+                assert torch.equal(found[-1], s.flatten(1).amin(1))
+        received = torch.cat(found[::2])
+        assert torch.equal(received, torch.cat(found[1::2]))
+        assert torch.equal(received.sort().values, number)
+        assert (received != number).all()
+        assert (received // 25 != number // 25).any()

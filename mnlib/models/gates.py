@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import cycle
 
 import torch
 from torch import Tensor, nn
@@ -41,19 +42,24 @@ def between_classes(gates: Tensor, labels: Tensor) -> float:
 def replacements(gates: list[Tensor], seed: int = 0) -> dict[str, Change]:
     """Return what can stand in for the learned gates, by name, for use with ``changed_gates``.
 
-    ``mean`` is each channel's average of ``gates`` (as :func:`watch` returns them), ``another
-    image's`` and ``another channel's`` deal the gates of a batch out anew, ``open`` is 1.
+    ``gates`` are those that :func:`watch` returned for N images. ``mean`` is their average for each
+    channel, ``another image's`` gives each image all gates of one other of the N, which therefore
+    must pass in the same order; ``another channel's`` deals each image's own gates out anew,
+    ``open`` is 1.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def deal(n: int) -> Tensor:
         return torch.randperm(n, generator=generator)
 
+    circle = deal(len(gates[0]))  # in it, each image's neighbour is another image
+    other = circle.roll(1)[circle.argsort()]
+    row = [cycle(g[other]) for g in gates]
     mean = [g.mean(0)[:, None, None] for g in gates]
     return {
         "learned": lambda i, s: s,
         "mean": lambda i, s: mean[i].expand_as(s),
-        "another image's": lambda i, s: s[deal(len(s))],
+        "another image's": lambda i, s: torch.stack([next(row[i]) for _ in s]).view_as(s),
         "another channel's": lambda i, s: s[:, deal(s.shape[1])],
         "open": lambda i, s: torch.ones_like(s),
     }
@@ -72,22 +78,27 @@ def summary(gates: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def study(model: nn.Module, evaluate: Callable[[], Tensor], labels: Tensor) -> dict:
-    """Measure a network's gates on N images, as chapter 6 does, for the record.
+    """Measure a network's gates on N images.
 
     Args:
         model: a trained network with squeeze-and-excitation.
-        evaluate: returns its outputs for the images, N×classes.
+        evaluate: returns its outputs for the images, N×classes, always in the same order.
         labels: int64 N.
 
     Returns:
         ``modules``, for each its number of channels, mean gate, a gate's standard deviation over
         the images, shares of gates that are closed (0) and open (1), and η²; ``accuracy`` for each
-        of :func:`replacements`.
+        of :func:`replacements`; ``only``, where ``only[a][b]`` counts the images that are right
+        with a and wrong with b, for paired comparisons.
 
     """
     gates, _ = watch(model, evaluate)
-    accuracy = {}
+    right = {}
     for name, change in replacements(gates).items():
         with changed_gates(model, change):
-            accuracy[name] = (evaluate().argmax(1) == labels).double().mean().item()
-    return {"modules": [summary(g, labels) for g in gates], "accuracy": accuracy}
+            right[name] = evaluate().argmax(1) == labels
+    return {
+        "modules": [summary(g, labels) for g in gates],
+        "accuracy": {name: r.double().mean().item() for name, r in right.items()},
+        "only": {a: {b: int((right[a] & ~right[b]).sum()) for b in right} for a in right},
+    }
