@@ -84,12 +84,14 @@ def test_a_network_that_lives_by_its_gates():
 def test_replacements_keep_what_they_say():
     torch.manual_seed(1)
     s = torch.rand(6, 4, 1, 1)
+    s[1] = s[0]
     changes = gates.replacements([s.flatten(1)])
     assert torch.equal(changes["learned"](0, s), s)
     torch.testing.assert_close(changes["mean"](0, s), s.mean(0, keepdim=True).expand(6, 4, 1, 1))
     channel = changes["another channel's"](0, s)
     torch.testing.assert_close(channel.sort(1).values, s.sort(1).values)
     assert not torch.equal(channel, s)
+    assert not torch.equal(channel[0], channel[1])  # a permutation for each image
     assert torch.equal(changes["open"](0, s), torch.ones(6, 4, 1, 1))
 
 

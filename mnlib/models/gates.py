@@ -44,15 +44,12 @@ def replacements(gates: list[Tensor], seed: int = 0) -> dict[str, Change]:
 
     ``gates`` are those that :func:`watch` returned for N images. ``mean`` is their average for each
     channel, ``another image's`` gives each image all gates of one other of the N, which therefore
-    must pass in the same order; ``another channel's`` deals each image's own gates out anew,
-    ``open`` is 1.
+    must pass in the same order; ``another channel's`` deals each image's own gates out anew, to
+    each in its own way; ``open`` is 1.
     """
-    generator = torch.Generator().manual_seed(seed)
-
-    def deal(n: int) -> Tensor:
-        return torch.randperm(n, generator=generator)
-
-    circle = deal(len(gates[0]))  # in it, each image's neighbour is another image
+    chance = torch.Generator().manual_seed(seed)
+    # in a circle, each image's neighbour is another image
+    circle = torch.randperm(len(gates[0]), generator=chance)
     other = circle.roll(1)[circle.argsort()]
     row = [cycle(g[other]) for g in gates]
     mean = [g.mean(0)[:, None, None] for g in gates]
@@ -60,7 +57,9 @@ def replacements(gates: list[Tensor], seed: int = 0) -> dict[str, Change]:
         "learned": lambda i, s: s,
         "mean": lambda i, s: mean[i].expand_as(s),
         "another image's": lambda i, s: torch.stack([next(row[i]) for _ in s]).view_as(s),
-        "another channel's": lambda i, s: s[:, deal(s.shape[1])],
+        "another channel's": lambda i, s: s.gather(
+            1, torch.rand(s.shape, generator=chance).argsort(1)
+        ),
         "open": lambda i, s: torch.ones_like(s),
     }
 
