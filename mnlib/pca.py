@@ -186,16 +186,18 @@ def rescale(
 def balanced_scales(weights: Sequence[Tensor], tolerance: float = 1e-12) -> list[Tensor]:
     """Return the scales m_l that :func:`rescale` needs to balance a ReLU network.
 
-    Weight decay picks them: at a stationary point of loss + (λ/2)·Σw² no rescaling that keeps the
+    Weight decay picks them: at a stationary point of loss + (α/2)·Σw² no rescaling that keeps the
     function may change Σw², so for every hidden channel c the weights that write it and those that
     read it have equal squared norms,
 
         Σ_i (W_ci m_c / m_i)² = Σ_o (W_oc m_o / m_c)²,
 
-    hence m_c⁴ = Σ_o (W_oc m_o)² / Σ_i (W_ci / m_i)². In log m the penalty Σw² is convex, so the
-    solution is its minimum and unique. Solving for one layer after another, which lowers it each
-    time, is the fixed point used here. The input and the output keep their scale; a channel that
-    nothing writes or nothing reads has no balance and keeps its own.
+    hence m_c⁴ = Σ_o (W_oc m_o)² / Σ_i (W_ci / m_i)², with m = 1 held at the input and the output.
+    Σw² is a sum of exponentials of differences of the log m. If every hidden channel lies on a path
+    of nonzero weights from input to output, it is strictly convex in them and grows without bound
+    in every direction, so that there is exactly one solution, its minimum. Solving for one layer
+    after another, which lowers it each time, is the fixed point used here. A channel that nothing
+    writes or nothing reads has no balance and keeps its own scale.
 
     Args:
         weights: as for :func:`rescale`.

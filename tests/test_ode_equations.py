@@ -97,7 +97,7 @@ def test_equation_2_is_the_limit_of_residual_steps_with_tau():
 
 
 def test_erratum_equation_1_without_tau_has_no_limit():
-    """As printed the step has no τ: more layers between 0 and 1 walk ever further away."""
+    """As printed n layers go to time n: with this σ, ever further away from h(1)."""
     exact, errors = path()[-1], []
     for n in (4, 8, 16, 32):
         h = H0
@@ -114,9 +114,9 @@ def test_equation_3_is_the_integral_along_the_path():
 
 
 def test_erratum_equation_3_limit_is_not_the_variable():
-    """With t as limit and variable the integrand is a constant, and the integral a product."""
+    """From 0 to t = 1 with t as limit and variable: a constant integrand, a product t σ(h(t))."""
     h = path()
-    printed = H0 + 1.0 * sigma(SPAN[-1], h[-1])
+    printed = H0 + SPAN[-1] * sigma(SPAN[-1], h[-1])
     assert not close(printed, h[-1], 0.05)
 
 
