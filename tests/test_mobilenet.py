@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mnlib import models
+from mnlib import claims, models
 from mnlib.blocks import SqueezeExcitation, count_macs, count_parameters, fold_batch_norm, layers
 from mnlib.models import mobilenet
 
@@ -177,6 +177,9 @@ def test_last_stage_before_and_after_the_redesign():
     assert before(x).shape == after(x).shape == (2, 1000)
     # the redesigned stage is V3-Large's own: same cost and, with its weights, same outputs
     large = models.mobilenet_v3_large().eval()
+    saved = macs_before - macs_after
+    remark = next(c.remark for c in claims.load_claims() if c.id == "last-stage-share")
+    assert f"{100 * saved / (count_macs(large) + saved):.1f} %" in remark
     rows = {row.name: row for row in layers(large)}
     assert macs_after == rows["features.16"].macs + rows["classifier"].macs
     assert rows["features.16"].input == (160, 7, 7)
