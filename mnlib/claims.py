@@ -53,7 +53,7 @@ class Claim:
         if measured is None:
             return NOT_MEASURED
         short = self.value - measured if self.rule == "at least" else abs(self.value - measured)
-        if short > self.tolerance:
+        if not short <= self.tolerance:  # true for NaN
             return "not reproduced"
         return "reproduced with remark" if self.remark else "reproduced"
 
@@ -82,9 +82,8 @@ def load_errata() -> list[Erratum]:
 
 def _recorded(experiment: str, model: str, protocol: str) -> runs.Run | None:
     """Return the recorded run of the lowest seed, None where there is none."""
-    return next(
-        (r for r in runs.load_runs(experiment) if (r.model, r.protocol) == (model, protocol)), None
-    )
+    found = [r for r in runs.load_runs(experiment) if (r.model, r.protocol) == (model, protocol)]
+    return min(found, key=lambda r: r.seed, default=None)
 
 
 def _percent(run: runs.Run | None) -> float | None:

@@ -64,11 +64,11 @@ def run(
     """Run an experiment in full and record it below ``folder``, a file a model, protocol and seed.
 
     A training that was killed goes on from its last whole epoch. Under ``fabric run`` every
-    process trains its share, and one records.
+    process trains its share, and one records; measurements without a training want one process.
 
     Args:
         experiment: a key of ``EXPERIMENTS``.
-        models: only these; by default all of the protocol's.
+        models: only these, in each protocol that has them; by default all.
         protocol: only this one; by default all.
         seeds: by default 0 alone.
         folder: holds ``runs`` and ``checkpoints``.
@@ -81,18 +81,24 @@ def run(
     protocols = _choose("experiment", experiment, EXPERIMENTS)
     if protocol is not None:
         protocols = {protocol: _choose("protocol", protocol, protocols)}
+    known = {model: model for table in protocols.values() for model in table}
+    wanted = [_choose(f"model of {experiment}", model, known) for model in models or known]
+    chosen = list(seeds or [0])
     recorded = []
     for name, table in protocols.items():
-        for model in models or table:
-            measure = _choose(f"model of {experiment}, protocol {name},", model, table)
-            for seed in seeds or [0]:
-                done, state = measure(
-                    seed, {"experiment": experiment, "protocol": name, "model": model}
-                )
+        for model in [model for model in table if model in wanted]:
+            for seed in chosen:
+                names = {"experiment": experiment, "protocol": name, "model": model}
+                done, state = table[model](seed, names)
                 if done is not None:
                     recorded.append(runs.save_run(done, state, folder=folder))
+                    _progress(seed, names).unlink(missing_ok=True)
                     print(runs.provenance(recorded[-1]))
     return recorded
+
+
+def _progress(seed: int, names: dict[str, str]) -> Path:
+    return data.folders()[0] / "runs" / f"{'-'.join(names.values())}-{seed}.pt"
 
 
 def _choose(kind: str, name: str, table: Mapping):
@@ -124,7 +130,6 @@ def _train(
     kept, out = training.split(labels, held_out)
     torch.manual_seed(seed)
     model = build()
-    progress = data.folders()[0] / "runs" / f"{'-'.join(names.values())}-{seed}.pt"
     curves = training.fit(
         model,
         images[kept],
@@ -132,7 +137,7 @@ def _train(
         recipe,
         seed=seed,
         validation=(images[out], labels[out]),
-        progress=progress,
+        progress=_progress(seed, names),
         fabric=fabric,
     )
     if fabric.global_rank > 0:
@@ -166,7 +171,6 @@ def _train(
         },
         **now,
     )
-    progress.unlink(missing_ok=True)
     return run, model.state_dict()
 
 
@@ -233,13 +237,13 @@ def _slices(seed: int, names: dict[str, str]) -> Outcome:
 def _gates(seed: int, names: dict[str, str]) -> Outcome:
     """Study the gates of a network that chapter 8 has fine-tuned, on the photographs held out."""
     now, start = runs.environment(), time.perf_counter()
-    trained = next(
-        r
-        for r in runs.load_runs("flowers")
-        if (r.protocol, r.model) == ("imagenet", names["model"])
-    )
-    model = flowers.build(names["model"])
-    model.load_state_dict(runs.load_checkpoint(trained))
+    trained = flowers.trainings().get(("imagenet", names["model"]))
+    if trained is None:
+        raise FileNotFoundError(
+            "no network to study is recorded: run: mnlib run flowers --protocol imagenet "
+            f"--model {names['model']}"
+        )
+    model = flowers.trained(trained)
     test = flowers.load("test")
 
     def evaluate() -> Tensor:

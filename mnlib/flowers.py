@@ -473,6 +473,7 @@ def classify(photographs: Iterable[str | Path]) -> list[dict[str, str | float]]:
         FileNotFoundError: a file, or every recorded checkpoint, is not there.
 
     """
+    photographs = list(photographs)
     images = [_picture(Path(file)) for file in photographs]
     kept = [run for run in trainings().values() if run.checkpoint and run.model != "vgg19"]
     if not kept:

@@ -6,6 +6,7 @@ committed, so that a reader without the data or the hours still sees results wit
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -13,7 +14,6 @@ import platform
 import shlex
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -30,8 +30,9 @@ class Run:
     """One recorded run.
 
     ``accuracy`` is a fraction of the test set (None where nothing is classified), ``seconds`` the
-    wall time, ``checkpoint`` a file name under ``data/checkpoints`` with its ``sha256``, and
-    ``results`` whatever else was measured (curves, per-layer values), as JSON types.
+    wall time, ``commit`` and ``date`` those of the process that finished it, ``checkpoint`` a file
+    name under ``data/checkpoints`` with its ``sha256``, and ``results`` whatever else was measured
+    (curves, per-layer values), as JSON types.
     """
 
     experiment: str
@@ -70,9 +71,12 @@ def written_whole(target: Path) -> Iterator[Path]:
 
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
-        yield Path(temporary, target.name)
-        os.replace(Path(temporary, target.name), target)
+    part = target.with_name(f".{target.name}.part")  # what a killed writer left is overwritten
+    try:
+        yield part
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def environment() -> dict[str, str]:
@@ -85,7 +89,8 @@ def environment() -> dict[str, str]:
         "hardware": _hardware(),
         "commit": _commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        # started as a module, the program's name would be cli.py, which is no command
+        "command": shlex.join([Path(sys.argv[0]).name.replace("cli.py", "mnlib"), *sys.argv[1:]]),
     }
 
 
@@ -101,6 +106,7 @@ def _hardware() -> str:
     return f"{cpu} × {os.cpu_count()}"
 
 
+@functools.cache  # of the code that was imported, even if the checkout moves on
 def _commit() -> str:
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
@@ -133,18 +139,19 @@ def save_run(
 
     """
     _encode(run)  # refuse what JSON cannot hold before a checkpoint is written
-    if state is not None:
-        kept = {
-            key: (value.half() if value.is_floating_point() else value).cpu().contiguous()
-            for key, value in state.items()
-        }
-        checkpoint = folder / "checkpoints" / f"{run.name}.pt"
-        with written_whole(checkpoint) as part:
-            torch.save(kept, part)
-        run = dataclasses.replace(run, checkpoint=checkpoint.name, sha256=_sha256(checkpoint))
-    text = _encode(run)
     path = folder / "runs" / f"{run.name}.json"
-    with written_whole(path) as part:
+    with contextlib.ExitStack() as both:  # each is written before either is put in place
+        part = both.enter_context(written_whole(path))
+        if state is not None:
+            kept = {
+                key: (value.half() if value.is_floating_point() else value).cpu().contiguous()
+                for key, value in state.items()
+            }
+            checkpoint = folder / "checkpoints" / f"{run.name}.pt"
+            weights = both.enter_context(written_whole(checkpoint))
+            torch.save(kept, weights)
+            run = dataclasses.replace(run, checkpoint=checkpoint.name, sha256=_sha256(weights))
+        text = _encode(run)
         part.write_text(text + "\n", encoding="utf-8")
     return Run(**json.loads(text))
 

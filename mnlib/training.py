@@ -32,25 +32,28 @@ STATISTICS = {
 LOSSES_AN_EPOCH = 20
 
 
+#: The part of its steps over which SGD's learning rate rises.
+WARMUP = 0.2
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a model is trained; every field enters the result.
 
     ``sizes`` holds the side in pixels that the images are resized to, epoch by epoch, so that its
     length is the number of epochs. ``optimiser`` is ``"sgd"`` (Nesterov momentum 0.9, linear
-    warm-up over ``warmup`` of the steps to ``rate``, then linear to zero) or ``"adam"`` (constant
+    warm-up over ``WARMUP`` of the steps to ``rate``, then linear to zero) or ``"adam"`` (constant
     ``rate``; Kingma and Ba, 2015). ``decay`` spares norms and biases. ``augment`` shifts by up to
     ``size // 8`` pixels, reflecting at the border, and flips left-right if ``mirror`` allows it.
     ``penalties`` weighs, epoch by epoch, a term ``model.penalty()`` of the loss; without it there
-    is none. ``precision`` is Fabric's, such as ``"bf16-mixed"``: that of the forward pass in
-    training. Weights stay float32, and what is evaluated is evaluated in float32.
+    is none. ``precision`` is Fabric's, ``"32-true"`` or ``"bf16-mixed"``: that of the forward pass
+    in training. Weights stay float32, and what is evaluated is evaluated in float32.
     """
 
     sizes: tuple[int, ...]
     batch: int = 128
     optimiser: str = "sgd"
     rate: float = 0.2
-    warmup: float = 0.2
     decay: float = 5e-4
     smoothing: float = 0.0
     augment: bool = True
@@ -68,6 +71,10 @@ class Recipe:
             raise ValueError(
                 f"{len(self.penalties)} penalties for {self.epochs} epochs; give as many or none"
             )
+        if self.precision not in ("32-true", "bf16-mixed"):
+            raise ValueError(
+                f"precision {self.precision!r} is unknown; use '32-true' or 'bf16-mixed'"
+            )
         if self.statistics not in STATISTICS:
             raise ValueError(f"statistics {self.statistics!r} unknown; use one of {[*STATISTICS]}")
 
@@ -81,7 +88,7 @@ class Recipe:
         if self.optimiser == "adam":
             return self.rate
         progress = done / self.epochs
-        return self.rate * min(progress / self.warmup, (1 - progress) / (1 - self.warmup))
+        return self.rate * min(progress / WARMUP, (1 - progress) / (1 - WARMUP))
 
 
 def prepare(images: Tensor, size: int, statistics: str) -> Tensor:
@@ -180,7 +187,8 @@ def fit(
         validation: images and labels whose accuracy is taken after each epoch.
         progress: file that holds the state after the last whole epoch: training resumes from it,
             and refuses a state of another recipe, seed or shape of model.
-        fabric: a launched Fabric; without one, a single process on the device Fabric picks.
+        fabric: a launched Fabric of the recipe's precision; without one, a single process on the
+            device Fabric picks.
             Every process takes its share of each batch, and all must hold the same images.
 
     Returns:
@@ -222,7 +230,8 @@ def fit(
 
     for epoch in range(len(history["loss"]), recipe.epochs):
         start = time.perf_counter()
-        torch.manual_seed(epoch * 1_000_003 + seed)  # also for what is random within the model
+        # for what is random within the model, in each process otherwise
+        torch.manual_seed(epoch * 1_000_003 + seed + 7919 * fabric.global_rank)
         draw = torch.Generator().manual_seed(epoch * 1_000_003 + seed)
         order = torch.randperm(len(images), generator=draw)[: steps * batch]
         losses = torch.zeros(steps, device=fabric.device)

@@ -1,5 +1,7 @@
 """The two networks of Table 1: He et al.'s ResNet-20, and a Neural ODE that is one."""
 
+import copy
+
 import pytest
 import torch
 from lightning_fabric import Fabric
@@ -138,3 +140,13 @@ def test_training_with_the_penalty_straightens():
         model(training.prepare(x, 8, "cifar10"))
         bent.append(model.penalty().item())
     assert bent[1] < bent[0] / 2
+
+
+@pytest.mark.parametrize("gradient", ["checkpoint", "adjoint"])
+def test_the_backward_pass_leaves_the_slopes_alone_and_a_copy_can_be_made(gradient):
+    model = NeuralODE(widths=(4, 8, 8), gradient=gradient)
+    out = model(torch.randn(2, 3, 8, 8))
+    before = model.penalty()
+    out.sum().backward()
+    assert model.penalty() == before
+    copy.deepcopy(model)

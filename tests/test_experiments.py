@@ -145,3 +145,46 @@ def test_slices_are_counted_and_averaged_over_layers(monkeypatch, tmp_path):
     one = PCA().fit(weights["features.0.weight"][:, 0].flatten(1).T.numpy())
     shares = pca.explained_variance_ratio(weights["features.0.weight"], slices="vertical")
     np.testing.assert_allclose(one.explained_variance_ratio_[0], shares[0, 0], rtol=1e-5)
+
+
+def test_a_training_outlives_a_record_that_cannot_be_written(toy, monkeypatch):
+    def full(*_, **__):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "save_run", full)
+        with pytest.raises(OSError, match="disk full"):
+            experiments.run("toy", models=["conv"], folder=toy)
+    assert [p.name for p in (toy / "data" / "runs").iterdir()] == ["toy-short-conv-0.pt"]
+
+
+def test_a_recorded_network_is_evaluated_as_it_was(toy, monkeypatch):
+    monkeypatch.setattr(runs, "load_checkpoint", partial(runs.load_checkpoint, folder=toy))
+    monkeypatch.setattr(experiments, "NETWORKS", {("stripes", "conv"): _tiny})
+    monkeypatch.setattr(experiments.data, "load", lambda name, split: _load(split))
+    (run,) = experiments.run("toy", models=["conv"], folder=toy)
+    monkeypatch.setattr(experiments.data, "tier", lambda name: "real data")
+    seen = []
+    logits = training.logits
+    monkeypatch.setattr(
+        training, "logits", lambda *args, **how: seen.append(how) or logits(*args, **how)
+    )
+    assert experiments.evaluate(run) == run.accuracy
+    assert seen == [{"size": 8, "statistics": "cifar10"}]
+    assert not experiments.trained(run).training
+    monkeypatch.setattr(experiments.data, "tier", lambda name: "embedded")
+    assert experiments.evaluate(run) is None
+
+
+def test_every_name_is_looked_up_before_anything_is_trained(toy, monkeypatch):
+    two = {"toy": {"one": TABLE["toy"]["short"], "two": {"conv": TABLE["toy"]["short"]["conv"]}}}
+    monkeypatch.setattr(experiments, "EXPERIMENTS", two)
+    with pytest.raises(ValueError, match=r"model of toy 'cone'.*conv"):
+        experiments.run("toy", models=["conv", "cone"], folder=toy)
+    assert not (toy / "runs").exists()
+    recorded = experiments.run("toy", models=iter(["ode", "conv"]), seeds=iter([0]), folder=toy)
+    assert [(r.protocol, r.model) for r in recorded] == [
+        ("one", "conv"),
+        ("one", "ode"),
+        ("two", "conv"),
+    ]

@@ -315,3 +315,43 @@ def test_solution_where_nothing_depends_on_the_input():
             -1
         ].sum().backward()
         assert y0.grad.tolist() == [1, 1]
+
+
+def test_a_state_that_starts_at_zero_is_not_astray():
+    q = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    p = torch.zeros(3, dtype=torch.float64)
+    t = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found, _ = odeint(lambda t, y: (y[1], -y[0]), (q, p), t, gradient="adjoint", params=())
+        found[-1].sum().backward()
+    assert torch.allclose(q.grad, torch.full_like(q, math.cos(1)), atol=1e-7)
+
+
+def test_the_seminorm_saves_evaluations():
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 3).double()
+    t = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    counts = []
+    for seminorm in (False, True):
+        counted = Counted(lambda t, y: torch.tanh(layer(y)) * torch.cos(9 * t))
+        y0 = torch.ones(4, 3, dtype=torch.float64, requires_grad=True)
+        adjoint = {"gradient": "adjoint", "seminorm": seminorm, "params": layer.parameters()}
+        odeint(counted, y0, t, rtol=1e-6, atol=1e-6, **adjoint)[-1].square().sum().backward()
+        counts.append(counted.nfe)
+    assert counts[1] < counts[0]
+
+
+@pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "adjoint"])
+def test_a_parameter_given_twice_counts_once(gradient):
+    w = torch.tensor([0.5], dtype=torch.float64, requires_grad=True)
+    t = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    y0 = torch.ones(1, dtype=torch.float64)
+    odeint(lambda t, y: w * y, y0, t, gradient=gradient, params=(w, w))[-1].sum().backward()
+    assert w.grad.item() == pytest.approx(math.exp(0.5), abs=1e-6)
+
+
+def test_dopri5_starts_late_in_single_precision():
+    t = torch.tensor([1000.0, 1001.0])
+    found = odeint(lambda t, y: torch.ones_like(y), torch.zeros(1), t, rtol=1e-3, atol=1e-3)
+    assert found[-1].item() == pytest.approx(1, abs=1e-3)

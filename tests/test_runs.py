@@ -104,19 +104,20 @@ def test_changed_code_makes_a_commit_dirty_and_changed_records_do_not(tmp_path, 
         )
 
     monkeypatch.setattr(runs, "ROOT", tmp_path)
-    assert runs.environment()["commit"] == "unknown"
+    commit = runs._commit.__wrapped__  # not cached
+    assert commit() == "unknown"
     (tmp_path / "data").mkdir()
     for name in ("code.py", "data/run.json"):
         (tmp_path / name).write_text("1")
     git("init")
     git("add", ".")
     git("commit", "-m", "first")
-    clean = runs.environment()["commit"]
+    clean = commit()
     assert len(clean) == 40
     (tmp_path / "data/run.json").write_text("2")
-    assert runs.environment()["commit"] == clean
+    assert commit() == clean
     (tmp_path / "code.py").write_text("2")
-    assert runs.environment()["commit"] == clean + "-dirty"
+    assert commit() == clean + "-dirty"
 
 
 def test_provenance_is_one_line_that_tells_a_dirty_tree():

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning_fabric import Fabric
 from torch import nn
+from torch.nn import functional as F
 
 from mnlib import training
 from mnlib.models.small import SmallConvNet
@@ -210,3 +211,76 @@ def test_small_network_is_plain_convolutions_and_relu():
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     assert sum(p.numel() for p in model.parameters()) < 400_000
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
+
+
+class Bent(nn.Module):
+    """A linear network that notes how it is called, with a penalty."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(3, 2)
+        self.kinds = []
+
+    def forward(self, x):
+        y = self.layer(x.mean((2, 3)) + x[:, :, 0, 0])
+        self.kinds.append((self.training, y.dtype, x.shape[-1]))
+        return y
+
+    def penalty(self):
+        return self.layer.weight.square().sum()
+
+
+def test_an_epoch_is_the_recipe_by_hand():
+    images, labels = stripes(8)
+    recipe = training.Recipe(
+        sizes=(8, 4),
+        batch=8,
+        rate=0.3,
+        smoothing=0.2,
+        augment=False,
+        statistics="imagenet",
+        penalties=(0.0, 0.7),
+        decay=0.01,
+    )
+    model, hand = Bent(), Bent()
+    training.fit(model, images, labels, recipe, fabric=Fabric(**CPU))
+    velocity = [torch.zeros_like(p) for p in hand.parameters()]
+    for epoch, (size, penalty) in enumerate(zip(recipe.sizes, recipe.penalties, strict=True)):
+        x = training.prepare(torch.as_tensor(images), size, "imagenet")
+        loss = F.cross_entropy(hand(x), torch.as_tensor(labels), label_smoothing=0.2)
+        grads = torch.autograd.grad(loss + penalty * hand.penalty(), hand.parameters())
+        rate = recipe.rate_at(epoch + 0.5)
+        with torch.no_grad():
+            for p, g, v in zip(hand.parameters(), grads, velocity, strict=True):
+                g = g + 0.01 * p if p.ndim > 1 else g
+                v.mul_(0.9).add_(g)
+                p.sub_(rate * (g + 0.9 * v))
+    for a, b in zip(model.parameters(), hand.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_mirroring_is_left_out_where_the_recipe_says_so(monkeypatch):
+    images, labels = stripes(32)
+    flips = []
+    monkeypatch.setattr(training, "augment", lambda x, draws: flips.append(draws[:, 0]) or x)
+    for mirror in (True, False):
+        recipe = training.Recipe(sizes=(8,), batch=32, mirror=mirror, penalties=(0.0,))
+        training.fit(Bent(), images, labels, recipe, fabric=Fabric(**CPU))
+    assert (flips[0] < 0.5).any()
+    assert not (flips[1] < 0.5).any()
+
+
+def test_half_precision_in_training_only():
+    images, labels = stripes(8)
+    model = Bent()
+    recipe = training.Recipe(sizes=(4, 8), precision="bf16-mixed")
+    training.fit(model, images, labels, recipe, validation=(images, labels))
+    in_training = {(True, torch.bfloat16, 4), (True, torch.bfloat16, 8)}
+    assert set(model.kinds) == in_training | {(False, torch.float32, 8)}
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "half"])
+def test_a_precision_that_would_change_the_weights_is_refused(precision):
+    with pytest.raises(ValueError, match=f"precision '{precision}'.*'bf16-mixed'"):
+        training.Recipe(sizes=(8,), precision=precision)

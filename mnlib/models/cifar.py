@@ -87,6 +87,7 @@ class NeuralODE(nn.Module):
         super().__init__()
         self.entries, self.blocks = nn.ModuleList(), nn.ModuleList()
         self._slopes: list[list[Tensor]] = []
+        self._noting = False
         for stage, (before, after) in enumerate(pairwise((channels, *widths))):
             self.entries.append(
                 nn.Sequential(
@@ -113,24 +114,30 @@ class NeuralODE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images to logits."""
-        self._slopes = []
+        self._slopes, self._noting = [], self.training
         for entry, block in zip(self.entries, self.blocks, strict=True):
             block.nfe = 0
             self._slopes.append([])
             x = block(entry(x))
+        self._noting = False  # not those that a backward pass takes again
         return self.head(x)
 
+    def __getstate__(self) -> dict:
+        """Leave the last batch's graph out of copies, which PyTorch could not copy."""
+        return {**self.__dict__, "_slopes": []}
+
     def _keep_slope(self, _field: nn.Module, _inputs: tuple, slope: Tensor) -> None:
-        if self.training and self._slopes:
-            self._slopes[-1].append(slope)
+        if self._noting:
+            self._slopes[-1][1:] = [slope]  # the first and the last
 
     def penalty(self) -> Tensor:
         """Return how far from straight the flows of the last training batch were.
 
-        The mean over stages of the squared change of dh/dt from a step's first evaluation to its
-        last, over its square: the solver's own estimate of its error (after Pal et al., 2021),
-        which costs nothing. A network trained with a penalty on it is solved well by one step.
-        The slopes of ``"backprop"`` alone carry a gradient.
+        The mean over stages of the squared change of dh/dt from a flow's first evaluation to its
+        last, over its square: for one step the solver's own estimate of its error (after Pal et
+        al., 2021), which costs nothing. A network trained with a penalty on it is solved well by
+        one step. Only ``"backprop"`` lets it carry a gradient, and only a forward pass in training
+        mode leaves it behind.
         """
         parts = [
             (slopes[-1] - slopes[0]).square().mean() / slopes[-1].square().mean()

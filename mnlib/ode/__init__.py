@@ -58,8 +58,8 @@ def odeint(
     Args:
         func: right-hand side; takes a 0-dimensional time and the state, returns a tensor, or nested
             tuples, of the state's shape, dtype and device.
-        y0: initial state, a tensor or nested tuples of tensors, float32 or float64, all of one
-            dtype on one device.
+        y0: initial state, a tensor or nested tuples of tensors, float32 or float64 (bfloat16 in
+            mixed precision), all of one dtype on one device.
         t: at least two strictly increasing or strictly decreasing times, of y0's dtype and device.
         method: ``"euler"``, ``"midpoint"``, ``"rk4"`` (Kutta's 3/8 rule, as in torchdiffeq), or
             ``"dopri5"``, Dormand–Prince 5(4), whose steps follow ``rtol`` and ``atol`` and whose
@@ -122,7 +122,7 @@ def odeint(
                     "module; pass params, or params=() if it has none"
                 )
             params = func.parameters()
-        rest = (t, *leaves, *params)
+        rest = (t, *leaves, *dict.fromkeys(params))  # one given twice would count twice
         if gradient == "checkpoint":
             solution = Checkpointed.apply(solver, field, len(leaves), *rest)
         else:

@@ -24,9 +24,10 @@ from mnlib.ode.tableaux import DOPRI5, Tableau
 class Dopri5:
     """Steps whose estimated error is below ``atol + rtol |y|`` in the root mean square.
 
-    The step control and the first step are those of Hairer, Nørsett and Wanner (1993), section
-    II.4: safety factor 0.9, growth at most tenfold, shrinkage at most fivefold, local
-    extrapolation. No step passes the last requested time.
+    The step control and the first step are after Hairer, Nørsett and Wanner (1993), section II.4:
+    safety factor 0.9, growth at most tenfold, shrinkage at most fivefold, local extrapolation; as
+    in torchdiffeq, a step never shrinks after one that was accepted. No step passes the last
+    requested time.
     """
 
     rtol: float
@@ -128,7 +129,8 @@ class Dopri5:
             better = max(1e-6, 1e-3 * guess)
         else:
             better = (0.01 / steepest) ** (1 / self.tableau.order)
-        return min(100 * guess, better, abs(span)) / abs(span)
+        smallest = 10 * torch.finfo(y[0].dtype).eps * abs(times[0])  # that moves the time
+        return min(max(min(100 * guess, better), smallest), abs(span)) / abs(span)
 
 
 def _rms(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

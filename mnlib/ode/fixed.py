@@ -66,4 +66,5 @@ class FixedSteps:
 
 
 def _total(y: State) -> torch.Tensor:
-    return sum(x.detach().sum() for x in y)
+    # in half precision the sum itself would overflow
+    return sum(x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in y)

@@ -141,7 +141,7 @@ class Adjoint(torch.autograd.Function):
                     augmented, state, [times[i], times[i - 1]], scales
                 ):
                     state = new
-                _warn_if_astray(state[:size], [x[i - 1] for x in solution], times[i - 1])
+                _warn_if_astray(state[:size], [x[i - 1 : i + 1] for x in solution], times[i - 1])
                 a, totals = state[size : 2 * size], state[2 * size :]
             if ctx.needs_input_grad[4]:
                 grad_t[0] = -work(0, a)
@@ -178,9 +178,14 @@ def _tolerance_scales(a: State, params: int, seminorm: bool) -> list[float]:
 
 
 def _warn_if_astray(found: State, known: State, time: float) -> None:
-    """Compare the state solved backwards with the one the forward solve had at that time."""
-    for x, y in zip(found, known, strict=True):
-        miss = float((x - y).norm() / y.norm().clamp_min(torch.finfo(y.dtype).tiny))
+    """Compare the state solved backwards with the one the forward solve had at that time.
+
+    ``known`` holds the forward states there and at the interval's other end; the larger one is the
+    measure, for a state may well be zero at one of the two.
+    """
+    for x, ends in zip(found, known, strict=True):
+        size = max(float(y.norm()) for y in ends) or torch.finfo(x.dtype).tiny
+        miss = float((x - ends[0]).norm()) / size
         if not miss <= 0.1:
             warnings.warn(
                 f"the state solved backwards misses the forward one by {miss:.0%} at t = {time:.6g}"
