@@ -145,6 +145,15 @@ def _no_measurement() -> None:
 
 Measure = Callable[[], float | None]
 
+
+def _accuracy(experiment: str, model: str, protocol: str) -> tuple[Measure, Measure]:
+    """Return the two measures of the percentage that a recorded network is right on."""
+    return (
+        partial(_live_accuracy, experiment, model, protocol),
+        lambda: _percent(_recorded(experiment, model, protocol)),
+    )
+
+
 #: claim id → its value now (None on a tier that cannot) and in the recorded runs
 MEASURES: dict[str, tuple[Measure, Measure]] = {
     "reduction": (
@@ -163,20 +172,11 @@ MEASURES: dict[str, tuple[Measure, Measure]] = {
         for slices in ("vertical", "horizontal")
         for which, name in ((1, "slices"), (2, "variance"))
     },
-    "resnet-accuracy": (
-        partial(_live_accuracy, "table1", "resnet20", "slides"),
-        lambda: _percent(_recorded("table1", "resnet20", "slides")),
-    ),
+    "resnet-accuracy": _accuracy("table1", "resnet20", "slides"),
     "resnet-parameters": (lambda: count_parameters(ResNet20()) / 1e6, _no_measurement),
-    "ode-accuracy": (
-        partial(_live_accuracy, "table1", "neural_ode", "slides"),
-        lambda: _percent(_recorded("table1", "neural_ode", "slides")),
-    ),
+    "ode-accuracy": _accuracy("table1", "neural_ode", "slides"),
     "ode-parameters": (lambda: count_parameters(NeuralODE()) / 1e6, _no_measurement),
-    "ode-mnist": (
-        partial(_live_accuracy, "mnist", "neural_ode", "good"),
-        lambda: _percent(_recorded("mnist", "neural_ode", "good")),
-    ),
+    "ode-mnist": _accuracy("mnist", "neural_ode", "good"),
     "last-stage-milliseconds": (_no_measurement, _no_measurement),
     "last-stage-share": (_no_measurement, _no_measurement),
     "flowers-images": (

@@ -207,18 +207,7 @@ def _slices(seed: int, names: dict[str, str]) -> Outcome:
             "layers": [100 * layer.mean().item() for layer in layers],
             # of the shares in 50 equal bins between 0 and 1
             "histogram": shares.histc(50, 0, 1).int().tolist(),
-            "atlas": [
-                {"samples": samples, "center": center}
-                | {
-                    average: 100
-                    * pca.first_component(
-                        weights, slices=slices, samples=samples, center=center, average=average
-                    )
-                    for average in ("mean", "median", "pooled")
-                }
-                for samples in ("positions", "channels")
-                for center in (True, False)
-            ],
+            "atlas": pca.atlas(weights, slices=slices),
         }
     run = Run(
         **names,

@@ -6,7 +6,7 @@ n_o kernels. A *horizontal* slice is what makes one output channel: its n_i kern
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 Slices = Literal["vertical", "horizontal"]
 Samples = Literal["positions", "channels"]
 Average = Literal["mean", "median", "pooled"]
+AVERAGES: tuple[Average, ...] = get_args(Average)
 
 
 def explained_variance(
@@ -126,7 +127,7 @@ def first_component(
         ValueError: as in :func:`explained_variance`, or ``average`` is unknown.
 
     """
-    if average not in ("mean", "median", "pooled"):
+    if average not in AVERAGES:
         raise ValueError(f"average={average!r} is unknown: give 'mean', 'median' or 'pooled'")
     scatters = [_scatter(w, slices, samples, center)[0] for w in weights]
     first = torch.cat([s[:, 0] for s in scatters])
@@ -137,6 +138,24 @@ def first_component(
     if average == "pooled":
         return float(first.sum() / total.sum())
     return float((first / total).quantile(0.5) if average == "median" else (first / total).mean())
+
+
+def atlas(weights: Iterable[Tensor], *, slices: Slices) -> list[dict[str, str | bool | float]]:
+    """Return :func:`first_component` in percent by all of its definitions.
+
+    A row for each ``samples`` and ``center``, with a value for each of ``AVERAGES`` by its name;
+    the first row's mean is the slides' definition. Arguments and errors are those of
+    :func:`first_component`.
+    """
+    weights = list(weights)
+    rows = []
+    for samples in get_args(Samples):
+        for center in (True, False):
+            how = {"slices": slices, "samples": samples, "center": center}
+            shares = {a: first_component(weights, average=a, **how) for a in AVERAGES}
+            percent = {a: 100 * share for a, share in shares.items()}
+            rows.append({"samples": samples, "center": center} | percent)
+    return rows
 
 
 def rescale(

@@ -31,7 +31,6 @@ STATISTICS = {
 #: The points an epoch that a training's loss curve has.
 LOSSES_AN_EPOCH = 20
 
-
 #: The part of its steps over which SGD's learning rate rises.
 WARMUP = 0.2
 
@@ -188,8 +187,8 @@ def fit(
         progress: file that holds the state after the last whole epoch: training resumes from it,
             and refuses a state of another recipe, seed or shape of model.
         fabric: a launched Fabric of the recipe's precision; without one, a single process on the
-            device Fabric picks.
-            Every process takes its share of each batch, and all must hold the same images.
+            device Fabric picks. Every process takes its share of each batch, and all must hold the
+            same images.
 
     Returns:
         ``loss`` (mean over the epoch's steps), ``seconds`` and, with ``validation``, ``accuracy``;

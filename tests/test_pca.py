@@ -270,3 +270,18 @@ def test_one_sentence_for_a_chain_that_does_not_fit():
     wrong[1][2] = -1
     with pytest.raises(ValueError, match="the scales of layer 1"):
         pca.rescale(weights, biases, wrong)
+
+
+def test_the_atlas_has_every_definition():
+    torch.manual_seed(0)
+    weights = [torch.randn(4, 3, 3, 3), torch.randn(5, 4, 3, 3)]
+    rows = pca.atlas(weights, slices="horizontal")
+    assert [(row["samples"], row["center"]) for row in rows] == [
+        ("positions", True),
+        ("positions", False),
+        ("channels", True),
+        ("channels", False),
+    ]
+    how = {"slices": "horizontal", "samples": "channels", "center": True, "average": "pooled"}
+    assert rows[2]["pooled"] == 100 * pca.first_component(weights, **how)
+    assert rows[0]["mean"] == 100 * pca.first_component(weights, slices="horizontal")
