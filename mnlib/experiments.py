@@ -31,8 +31,8 @@ SHORT_ODE = dataclasses.replace(SHORT, penalties=(0.0,) * 2 + (4.0,) * 4, precis
 #: Good: as long as two cores can do. Half precision in the forward pass nearly halves the time.
 GOOD = Recipe(sizes=(24,) * 44 + (32,) * 24, precision="bf16-mixed")
 GOOD_ODE = Recipe(
-    sizes=(24,) * 34 + (32,) * 14,
-    penalties=(0.0,) * 4 + (1.0,) * 34 + (4.0,) * 10,
+    sizes=(24,) * 60 + (32,) * 26,
+    penalties=(0.0,) * 4 + (0.5,) * 70 + (3.0,) * 12,
     precision="bf16-mixed",
 )
 MNIST = Recipe(
