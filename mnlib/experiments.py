@@ -360,7 +360,7 @@ EXPERIMENTS: dict[str, dict[str, dict[str, Callable[[int, dict[str, str]], Outco
         },
         # V3-Large last: without its weights the run ends there, with the command to get them
         "imagenet": _flowers_runs(
-            flowers.pretrained, mobilenet_v3_small=4, mobilenet_v2=2, mobilenet_v3_large=2
+            flowers.pretrained, mobilenet_v3_small=10, mobilenet_v2=5, mobilenet_v3_large=5
         ),
     },
     "table1": {
