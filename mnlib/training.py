@@ -43,7 +43,8 @@ class Recipe:
     length is the number of epochs. ``optimiser`` is ``"sgd"`` (Nesterov momentum 0.9, linear
     warm-up over ``WARMUP`` of the steps to ``rate``, then linear to zero) or ``"adam"`` (constant
     ``rate``; Kingma and Ba, 2015). ``decay`` spares norms and biases. ``augment`` shifts by up to
-    ``size // 8`` pixels, reflecting at the border, and flips left-right if ``mirror`` allows it.
+    ``size // 8`` pixels, reflecting at the border, and flips left-right if ``mirror`` allows it;
+    with ``crop`` it cuts rectangles of at least that share of the area out instead of shifting.
     ``penalties`` weighs, epoch by epoch, a term ``model.penalty()`` of the loss; without it there
     is none. ``precision`` is Fabric's, ``"32-true"`` or ``"bf16-mixed"``: that of the forward pass
     in training. Weights stay float32, and what is evaluated is evaluated in float32.
@@ -57,6 +58,7 @@ class Recipe:
     smoothing: float = 0.0
     augment: bool = True
     mirror: bool = True
+    crop: float = 0.0
     statistics: str = "cifar10"
     penalties: tuple[float, ...] = ()
     precision: str = "32-true"
@@ -66,6 +68,8 @@ class Recipe:
             raise ValueError("a recipe without epochs (sizes=()) trains nothing; give one a size")
         if self.optimiser not in ("sgd", "adam"):
             raise ValueError(f"optimiser {self.optimiser!r} is unknown; use 'sgd' or 'adam'")
+        if not 0 <= self.crop <= 1:
+            raise ValueError(f"crop {self.crop} is no share of an area; give one from 0 to 1")
         if self.penalties and len(self.penalties) != self.epochs:
             raise ValueError(
                 f"{len(self.penalties)} penalties for {self.epochs} epochs; give as many or none"
@@ -100,7 +104,7 @@ def prepare(images: Tensor, size: int, statistics: str) -> Tensor:
     return F.interpolate(x, (size, size), mode="bilinear", antialias=True)
 
 
-def augment(x: Tensor, draws: Tensor) -> Tensor:
+def shift(x: Tensor, draws: Tensor) -> Tensor:
     """Flip and shift each image: a random crop of the image padded by reflection.
 
     Args:
@@ -118,6 +122,33 @@ def augment(x: Tensor, draws: Tensor) -> Tensor:
     every = torch.arange(n, device=x.device)[:, None, None]
     # gathered from N×H×W×C, so that the result stays channels last
     return x.permute(0, 2, 3, 1)[every, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+
+
+def resized_crop(x: Tensor, draws: Tensor, size: int, smallest: float) -> Tensor:
+    """Flip each image and resize a random rectangle of it (after Szegedy et al., 2015, §6).
+
+    The rectangle's share of the area is uniform between ``smallest`` and 1, the logarithm of its
+    ratio of width to height between ±log 4/3; a side that would be longer than the image is the
+    image's. Sampling is bilinear, which blurs where it enlarges and skips pixels where it shrinks.
+
+    Args:
+        x: N×C×H×W floats.
+        draws: N×5 numbers in [0, 1): flip below one half, area, ratio, vertical and horizontal
+            position.
+        size: side in pixels of the result, N×C×size×size.
+        smallest: share of the area, in (0, 1].
+
+    """
+    flip = torch.where(draws[:, 0] < 0.5, -1.0, 1.0)
+    side = (smallest + (1 - smallest) * draws[:, 1]).sqrt()
+    stretch = (4 / 3) ** (draws[:, 2] - 0.5)  # the square root of width over height
+    height, width = (side / stretch).clamp(max=1), (side * stretch).clamp(max=1)
+    down, right = (1 - height) * (2 * draws[:, 3] - 1), (1 - width) * (2 * draws[:, 4] - 1)
+    none = torch.zeros_like(flip)
+    rows = [torch.stack(row, 1) for row in ((flip * width, none, right), (none, height, down))]
+    grid = F.affine_grid(torch.stack(rows, 1), [len(x), 1, size, size], align_corners=False)
+    x = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def logits(
@@ -242,12 +273,16 @@ def fit(
             disable=not sys.stderr.isatty() or fabric.global_rank > 0,
         )
         for step, chosen in enumerate(bar):
-            draws = torch.rand(batch, 3, generator=draw)[mine].to(fabric.device)
+            draws = torch.rand(batch, 5 if recipe.crop else 3, generator=draw)[mine]
+            draws = draws.to(fabric.device)
             chosen = chosen[mine]
-            x = prepare(images[chosen].to(fabric.device), recipe.sizes[epoch], recipe.statistics)
+            size = recipe.sizes[epoch]
+            whole = max(recipe.sizes) if recipe.crop else size
+            x = prepare(images[chosen].to(fabric.device), whole, recipe.statistics)
             if not recipe.mirror:
                 draws[:, 0] = 1  # no flip
-            x = augment(x, draws) if recipe.augment else x
+            if recipe.augment:
+                x = resized_crop(x, draws, size, recipe.crop) if recipe.crop else shift(x, draws)
             y = labels[chosen].to(fabric.device)
             rate = recipe.rate_at(epoch + (step + 0.5) / steps)
             for group in optimiser.param_groups:

@@ -69,13 +69,13 @@ def test_a_killed_run_resumes_to_the_very_same_losses(tmp_path, monkeypatch, opt
     path = tmp_path / "state.pt"
     calls = iter(range(100))
 
-    def dies_in_the_third_epoch(*args, original=training.augment):
+    def dies_in_the_third_epoch(*args, original=training.shift):
         if next(calls) == 9:  # four steps an epoch
             raise KeyboardInterrupt
         return original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "augment", dies_in_the_third_epoch)
+        patch.setattr(training, "shift", dies_in_the_third_epoch)
         with pytest.raises(KeyboardInterrupt):
             training.fit(net(), images, labels, recipe, seed=5, progress=path, fabric=Fabric(**CPU))
     resumed_net = net(seed=99)  # its own weights must not matter
@@ -125,10 +125,50 @@ def test_augmentation_is_a_flip_and_a_crop_of_the_padded_image(height, width, se
     draws = torch.rand(5, 3, generator=generator)
     reach = min(height, width) // 8
     padded = nn.functional.pad(x, (reach,) * 4, mode="reflect")
-    for i, out in enumerate(training.augment(x, draws)):
+    for i, out in enumerate(training.shift(x, draws)):
         top, left = (int(d * (2 * reach + 1)) for d in draws[i, 1:])
         crop = padded[i, :, top : top + height, left : left + width]
         assert torch.equal(out, crop.flip(2) if draws[i, 0] < 0.5 else crop)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.floats(0.05, 1), st.integers(0, 10**6))
+def test_a_random_crop_is_a_rectangle_of_the_image_enlarged(smallest, seed):
+    draws = torch.rand(6, 5, generator=torch.Generator().manual_seed(seed))
+    # an image of its own coordinates, in [0, 1]: bilinear sampling returns them exactly
+    steps = (torch.arange(40) + 0.5) / 40
+    x = torch.stack(torch.meshgrid(steps, steps, indexing="ij")).expand(6, 2, 40, 40)
+    out = training.resized_crop(x, draws, 64, smallest)
+    assert out.shape == (6, 2, 64, 64)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    for draw, (rows, columns) in zip(draws, out, strict=True):
+        # away from the border, where half a pixel is reflected
+        top, height = rows[16, 0], 2 * (rows[48, 0] - rows[16, 0])
+        left, width = columns[0, 16], 2 * (columns[0, 48] - columns[0, 16])
+        if draw[0] < 0.5:
+            width = -width
+            left = columns[0, 47]
+        area = smallest + (1 - smallest) * draw[1]
+        ratio = (4 / 3) ** (2 * draw[2] - 1)
+        wanted = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+        torch.testing.assert_close((width, height), wanted, atol=2e-4, rtol=0)
+        # the first sample of the inner half lies a quarter and half a step into the rectangle
+        torch.testing.assert_close(
+            (left, top),
+            tuple(
+                (1 - side) * place + side * (0.25 + 0.5 / 64)
+                for side, place in zip(wanted, (draw[4], draw[3]), strict=True)
+            ),
+            atol=2e-4,
+            rtol=0,
+        )
+
+
+def test_a_crop_of_the_whole_image_is_the_image_or_its_mirror_image():
+    x = torch.rand(2, 3, 24, 24)
+    draws = torch.tensor([[0.9, 0.3, 0.5, 0.1, 0.8], [0.1, 0.3, 0.5, 0.1, 0.8]])
+    out = training.resized_crop(x, draws, 24, 1.0)
+    torch.testing.assert_close(out, torch.stack([x[0], x[1].flip(2)]), atol=1e-5, rtol=0)
 
 
 def test_preparing_normalises_resizes_and_stays_channels_last():
@@ -142,7 +182,7 @@ def test_preparing_normalises_resizes_and_stays_channels_last():
     assert half.shape == (4, 3, 6, 6)
     assert x.is_contiguous(memory_format=torch.channels_last)
     draws = torch.rand(4, 3)
-    assert training.augment(x, draws).is_contiguous(memory_format=torch.channels_last)
+    assert training.shift(x, draws).is_contiguous(memory_format=torch.channels_last)
 
 
 @settings(deadline=None, max_examples=20)
@@ -263,7 +303,7 @@ def test_an_epoch_is_the_recipe_by_hand():
 def test_mirroring_is_left_out_where_the_recipe_says_so(monkeypatch):
     images, labels = stripes(32)
     flips = []
-    monkeypatch.setattr(training, "augment", lambda x, draws: flips.append(draws[:, 0]) or x)
+    monkeypatch.setattr(training, "shift", lambda x, draws: flips.append(draws[:, 0]) or x)
     for mirror in (True, False):
         recipe = training.Recipe(sizes=(8,), batch=32, mirror=mirror, penalties=(0.0,))
         training.fit(Bent(), images, labels, recipe, fabric=Fabric(**CPU))
