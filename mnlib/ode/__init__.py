@@ -76,13 +76,14 @@ def odeint(
             one that can be differentiated twice and that finds the parameters by itself.
 
             ``"checkpoint"`` is exact too: it keeps states, not graphs, and retakes the steps
-            backwards, holding the graph of one step at a time. It keeps at most 8√steps states:
-            up to 64 steps nothing is computed twice but the forward pass, beyond that up to one
-            forward pass more. A graph of one step is worth dozens of states for a convolutional
-            ``func``, so segments of √steps *graphs*, the usual checkpointing, would cost more
-            memory up to thousands of steps; a reversible method would need O(1), but it is
-            another method with poorer stability. ``func`` must give the same value when called
-            again: no dropout, no batch statistics.
+            backwards, holding the graph of one step at a time; of eight or more fixed steps it
+            holds the last one's since the forward pass. It keeps at most 8√steps states: up to 64
+            steps nothing is computed twice but the forward pass, beyond that up to one forward
+            pass more. A graph of one step is worth dozens of states for a convolutional ``func``,
+            so segments of √steps *graphs*, the usual checkpointing, would cost more memory up to
+            thousands of steps; a reversible method would need O(1), but it is another method with
+            poorer stability. ``func`` must give the same value when called again: no dropout, no
+            batch statistics.
 
             ``"adjoint"``, the continuous adjoint (Chen et al., 2018), O(1) memory in the steps, is
             **approximate**: it solves another equation backwards, with an error of its own. That

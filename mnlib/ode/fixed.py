@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 
-from mnlib.ode.runge_kutta import Field, State, Step, Time, plain, retake
+from mnlib.ode.runge_kutta import Field, State, Step, Time, moment, plain, retake
 from mnlib.ode.tableaux import Tableau
 
 
@@ -32,6 +32,28 @@ class FixedSteps:
 
         """
         times = plain(ts)
+        # A sum is not finite as soon as one entry is not; it is looked at only once, at the end,
+        # for a look makes the host wait for the device.
+        sums, ends = [_total(y)], [times[0]]
+        for step in self.plan(times):
+            y, outputs = retake(field, self.tableau, ts, step, y)
+            sums.append(_total(y))
+            ends.append(moment(times, step.end))
+            yield step, y, outputs
+        finite = torch.stack(sums).isfinite().tolist()
+        if not all(finite):
+            raise RuntimeError(
+                f"the state is not finite at t = {ends[finite.index(False)]:.6g}; "
+                "check func there, or give a smaller step_size"
+            )
+
+    def plan(self, times: Sequence[float]) -> list[Step]:
+        """Return the steps that :meth:`steps` takes.
+
+        Raises:
+            RuntimeError: they are more than ``max_steps``.
+
+        """
         counts = [self._count(*ends) for ends in pairwise(times)]
         if sum(counts) > self.max_steps:
             reached = next(i for i in range(len(counts)) if sum(counts[: i + 1]) > self.max_steps)
@@ -40,23 +62,11 @@ class FixedSteps:
                 f"max_steps={self.max_steps} after t = {times[reached]:.6g}; "
                 "give a larger step_size or max_steps"
             )
-        # A sum is not finite as soon as one entry is not; it is looked at only once, at the end,
-        # for a look makes the host wait for the device.
-        sums, ends = [_total(y)], [times[0]]
-        for i, count in enumerate(counts):
-            for n in range(count):
-                last = i + 1 if n == count - 1 else None
-                step = Step((i, i + 1, n / count), (i, i + 1, (n + 1) / count), last=last)
-                y, outputs = retake(field, self.tableau, ts, step, y)
-                sums.append(_total(y))
-                ends.append(times[i] + (times[i + 1] - times[i]) * (n + 1) / count)
-                yield step, y, outputs
-        finite = torch.stack(sums).isfinite().tolist()
-        if not all(finite):
-            raise RuntimeError(
-                f"the state is not finite at t = {ends[finite.index(False)]:.6g}; "
-                "check func there, or give a smaller step_size"
-            )
+        return [
+            Step((i, i + 1, n / count), (i, i + 1, (n + 1) / count), last=last)
+            for i, count in enumerate(counts)
+            for n, last in enumerate([None] * (count - 1) + [i + 1])
+        ]
 
     def _count(self, start: float, end: float) -> int:
         if self.step_size is None:

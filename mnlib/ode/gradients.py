@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mnlib.ode.fixed import FixedSteps
 from mnlib.ode.runge_kutta import Field, State, Time, retake
 
 
@@ -20,7 +21,7 @@ def solve(solver, field: Field, y: State, ts: Sequence[Time]) -> list[State]:
 
 
 class Checkpointed(torch.autograd.Function):
-    """The gradient of the solver's own steps, from a few of its states.
+    """The gradient of the solver's own steps, from a few of its states and its last fixed step.
 
     ``apply(solver, field, size, t, *y0, *params)`` with ``size`` tensors in ``y0`` returns the
     stacked solution of each. See :func:`mnlib.ode.odeint` for the properties.
@@ -32,9 +33,24 @@ class Checkpointed(torch.autograd.Function):
         ctx.save_for_backward(t, *tensors)
         ctx.solver, ctx.field, ctx.size, ctx.autocast = solver, field, size, _autocast(t)
         y = list(tensors[:size])
-        ctx.record, ctx.kept, ctx.stride = [], [], 1
-        found = {0: y}
-        for step, new, outputs in solver.steps(field, y, t.tolist()):
+        ctx.record, ctx.kept, ctx.stride, ctx.graph = [], [], 1, None
+        found, times = {0: y}, t.tolist()
+        # The backward pass begins with the last step: where steps are fixed and many, its graph,
+        # a small part of the whole, is left to it.
+        planned = len(solver.plan(times)) if isinstance(solver, FixedSteps) else 0
+        final = planned - 1 if planned >= 8 and not t.requires_grad else None
+        steps = solver.steps(field, y, times)
+        while True:
+            keep = len(ctx.record) == final
+            if keep:
+                y[:] = [x.detach().requires_grad_() for x in y]
+            with ctx.autocast, torch.set_grad_enabled(keep):
+                taken = next(steps, None)
+            if taken is None:
+                break
+            step, new, outputs = taken
+            if keep:
+                ctx.graph = y, new
             if len(ctx.record) % ctx.stride == 0:
                 # The initial state is saved above, where autograd sees whether it is overwritten.
                 ctx.kept.append(y if ctx.record else None)
@@ -67,9 +83,12 @@ class Checkpointed(torch.autograd.Function):
                 for step in reversed(steps):
                     y = [x.detach().requires_grad_() for x in states.pop()]
                     leaf = t.detach().requires_grad_(ctx.needs_input_grad[3])
-                    with torch.enable_grad():
-                        ts = list(leaf.unbind()) if leaf.requires_grad else times
-                        new, outputs = retake(field, tableau, ts, step, y)
+                    if ctx.graph:
+                        (y, new), ctx.graph = ctx.graph, None
+                    else:
+                        with torch.enable_grad():
+                            ts = list(leaf.unbind()) if leaf.requires_grad else times
+                            new, outputs = retake(field, tableau, ts, step, y)
                     if step.last is not None:
                         a = [x + g[step.last] for x, g in zip(a, grads, strict=True)]
                     cotangents = list(a)
