@@ -23,6 +23,7 @@ from tqdm import trange
 from mnlib import data, models, runs, training
 from mnlib.blocks import count_parameters
 from mnlib.data import Dataset
+from mnlib.models.vgg import vgg19_features
 from mnlib.runs import Outcome, Run
 from mnlib.training import Recipe
 
@@ -169,21 +170,6 @@ def probabilities(_model: nn.Module, outputs: Tensor, *_) -> dict:
     return {"probabilities": [[round(p, 4) for p in row] for row in outputs.softmax(1).tolist()]}
 
 
-def vgg19() -> nn.Sequential:
-    """Return VGG-19's convolutions, ReLUs and max-pools with random weights: N×512×H/32×W/32.
-
-    Configuration E of Simonyan and Zisserman (2015), without the three dense layers. The parameter
-    names are those of torchvision's ``features``.
-    """
-    layers, channels = [], 3
-    for width, depth in zip((64, 128, 256, 512, 512), (2, 2, 4, 4, 4), strict=True):
-        for _ in range(depth):
-            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
-            channels = width
-        layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
-
-
 def vgg_features(images: np.ndarray, size: int = VGG_SIZE) -> Tensor:
     """Return the means over positions of VGG-19's last feature maps, N×512.
 
@@ -195,7 +181,8 @@ def vgg_features(images: np.ndarray, size: int = VGG_SIZE) -> Tensor:
         FileNotFoundError: VGG-19's weights are not there; the message names the remedy.
 
     """
-    features, weights = vgg19(), data.load("vgg19")
+    features = vgg19_features().to(memory_format=torch.channels_last)
+    weights = data.load("vgg19")
     features.load_state_dict({key.removeprefix("features."): w for key, w in weights.items()})
     mean = torch.tensor([103.939, 116.779, 123.68])
     found = []
@@ -242,7 +229,7 @@ def train_vgg_head(seed: int, names: dict[str, str], epochs: int = 40) -> Outcom
         dataset="tf_flowers",
         seed=seed,
         epochs=epochs,
-        parameters=count_parameters(vgg19()) + count_parameters(head),
+        parameters=count_parameters(vgg19_features()) + count_parameters(head),
         accuracy=training.accuracy(outputs, labels[out]),
         seconds=time.perf_counter() - start,
         results={"curves": curves, "size": VGG_SIZE, **probabilities(head, outputs)},
@@ -401,11 +388,12 @@ def record_learning_curve(
     return run, None
 
 
-def wilson(accuracy: float, n: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(accuracy: float, n: int) -> tuple[float, float]:
     """Return the 95 % confidence interval of a proportion seen as ``accuracy`` in ``n`` trials.
 
     Wilson's score interval, which stays within 0 and 1 (Journal of the ASA 22, 1927).
     """
+    z = 1.96
     centre = (accuracy + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * (accuracy * (1 - accuracy) / n + z**2 / (4 * n**2)) ** 0.5
     return centre - half, centre + half
@@ -432,14 +420,14 @@ def draw_accuracies(ax: Axes, cost: Mapping[str, float]) -> None:
     ax.xaxis.set_minor_formatter("")
 
 
-def reliability(probs: np.ndarray, labels: np.ndarray, bins: int = 10) -> pd.DataFrame:
-    """Return ``confidence``, ``accuracy`` and ``count`` of the predictions, a row a filled bin.
+def reliability(probs: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
+    """Return ``confidence``, ``accuracy`` and ``count`` of the predictions, a row a filled tenth.
 
-    The confidence of a prediction is its largest probability; bins divide 0..1 equally. The
+    The confidence of a prediction is its largest probability; bins are the tenths of 0..1. The
     expected calibration error is the mean of |accuracy - confidence| weighted by count.
     """
     confidence, right = probs.max(1), probs.argmax(1) == labels
-    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    which = np.minimum((confidence * 10).astype(int), 9)
     frame = pd.DataFrame({"confidence": confidence, "accuracy": right, "count": 1})
     means = {"confidence": "mean", "accuracy": "mean", "count": "sum"}
     return frame.groupby(which).agg(means).reset_index(drop=True)

@@ -202,7 +202,7 @@ def rescale(
     return new_weights, new_biases
 
 
-def balanced_scales(weights: Sequence[Tensor], tolerance: float = 1e-12) -> list[Tensor]:
+def balanced_scales(weights: Sequence[Tensor]) -> list[Tensor]:
     """Return the scales m_l that :func:`rescale` needs to balance a ReLU network.
 
     Weight decay picks them: at a stationary point of loss + (α/2)·Σw² no rescaling that keeps the
@@ -220,7 +220,6 @@ def balanced_scales(weights: Sequence[Tensor], tolerance: float = 1e-12) -> list
 
     Args:
         weights: as for :func:`rescale`.
-        tolerance: largest relative change of any m_l at which the iteration stops.
 
     Returns:
         L − 1 positive float64 vectors.
@@ -246,11 +245,11 @@ def balanced_scales(weights: Sequence[Tensor], tolerance: float = 1e-12) -> list
             new = torch.where((written > 0) & (read > 0), balance, squares[layer])
             change = max(change, float((new / squares[layer] - 1).abs().max()))
             squares[layer] = new
-        if change <= tolerance:
+        if change <= 1e-12:
             return [u.sqrt() for u in squares[1:-1]]
     raise RuntimeError(
-        f"the channels' scales still change by {change:.1e} after 10,000 sweeps, more than "
-        f"{tolerance:.1e}: allow a larger tolerance"
+        f"the channels' scales still change by {change:.1e} after 10,000 sweeps, more than 1e-12: "
+        "remove channels that are hardly written or read"
     )
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from mnlib import data, pca, runs, training
 from mnlib.models.small import SmallConvNet
+from mnlib.models.vgg import vgg19_features
 from mnlib.separable import DecoupledConv2d, Order, rank_bound
 
 #: The mean that the Oxford VGG-19 subtracts from its input: blue, green and red from 0 to 255.
@@ -62,10 +63,8 @@ def _images(count: int, size: int) -> Tensor:
 
 
 def _vgg19() -> nn.Sequential:
-    from torchvision.models.vgg import cfgs, make_layers
-
     with torch.device("meta"):
-        network = make_layers(cfgs["E"], batch_norm=False)
+        network = vgg19_features()
     weights = {key.removeprefix("features."): w for key, w in data.load("vgg19").items()}
     network.load_state_dict(weights, assign=True)
     return network

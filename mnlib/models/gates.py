@@ -39,7 +39,7 @@ def between_classes(gates: Tensor, labels: Tensor) -> float:
     return (between / total).item() if total > 1e-12 * gates.numel() else 0.0
 
 
-def replacements(gates: list[Tensor], seed: int = 0) -> dict[str, Change]:
+def replacements(gates: list[Tensor]) -> dict[str, Change]:
     """Return what can stand in for the learned gates, by name, for use with ``changed_gates``.
 
     ``gates`` are those that :func:`watch` returned for N images. ``mean`` is their average for each
@@ -47,7 +47,7 @@ def replacements(gates: list[Tensor], seed: int = 0) -> dict[str, Change]:
     must pass in the same order; ``another channel's`` deals each image's own gates out anew, to
     each in its own way; ``open`` is 1.
     """
-    chance = torch.Generator().manual_seed(seed)
+    chance = torch.Generator().manual_seed(0)
     # in a circle, each image's neighbour is another image
     circle = torch.randperm(len(gates[0]), generator=chance)
     other = circle.roll(1)[circle.argsort()]
