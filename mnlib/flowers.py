@@ -411,7 +411,8 @@ def draw_accuracies(ax: Axes, cost: Mapping[str, float]) -> None:
             x, y = [cost[run.model] for run in here], np.array([run.accuracy for run in here])
             low, high = np.transpose([wilson(a, HELD_OUT) for a in y])
             ax.errorbar(x, y, (y - low, high - y), fmt=marker, capsize=3, label=label)
-        for run in here if protocol != "reestimated" else []:  # the same networks again
+        named = protocol not in ("reestimated", "augmented")  # which show the same networks again
+        for run in here if named else []:
             name = NAMES[run.model].removeprefix("MobileNet")
             where = {"xytext": (5, 3), "textcoords": "offset points", "fontsize": 7}
             ax.annotate(name, (cost[run.model], run.accuracy), **where)
