@@ -277,7 +277,7 @@ def fit(
             draws = draws.to(fabric.device)
             chosen = chosen[mine]
             size = recipe.sizes[epoch]
-            whole = max(recipe.sizes) if recipe.crop else size
+            whole = max(recipe.sizes) if recipe.augment and recipe.crop else size
             x = prepare(images[chosen].to(fabric.device), whole, recipe.statistics)
             if not recipe.mirror:
                 draws[:, 0] = 1  # no flip

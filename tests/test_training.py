@@ -300,6 +300,17 @@ def test_an_epoch_is_the_recipe_by_hand():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("augment", [False, True])
+def test_an_epoch_sees_images_of_its_size_whatever_is_cut_out(augment):
+    images, labels = stripes(32)
+    seen = []
+    model = net()
+    model.register_forward_pre_hook(lambda _module, args: seen.append(args[0].shape[-1]))
+    recipe = training.Recipe(sizes=(6, 8), batch=32, crop=0.5, augment=augment)
+    training.fit(model, images, labels, recipe, fabric=Fabric(**CPU))
+    assert seen == [6, 8]
+
+
 def test_mirroring_is_left_out_where_the_recipe_says_so(monkeypatch):
     images, labels = stripes(32)
     flips = []
