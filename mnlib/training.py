@@ -47,7 +47,8 @@ class Recipe:
     with ``crop`` it cuts rectangles of at least that share of the area out instead of shifting.
     ``penalties`` weighs, epoch by epoch, a term ``model.penalty()`` of the loss; without it there
     is none. ``precision`` is Fabric's, ``"32-true"`` or ``"bf16-mixed"``: that of the forward pass
-    in training. Weights stay float32, and what is evaluated is evaluated in float32.
+    in training. Weights stay float32, and what is evaluated is evaluated in float32. (In
+    ``"32-true"`` a recent GPU's convolutions round to TF32 in training, PyTorch's default.)
     """
 
     sizes: tuple[int, ...]
@@ -156,11 +157,12 @@ def logits(
 ) -> Tensor:
     """Return the model's outputs in evaluation mode for uint8 N×H×W×C images, N×classes, float32.
 
-    The model's device is used, its mode is restored, and the outputs come back on the CPU.
+    The model's device is used, its mode is restored, and the outputs come back on the CPU. Where
+    a GPU would round float32 to TF32 it is told not to, so that it agrees with a CPU.
     """
     device, mode = next(model.parameters()).device, model.training
     model.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         parts = [
             model(prepare(part.to(device), size, statistics)).float().cpu()
             for part in torch.as_tensor(images).split(batch)
