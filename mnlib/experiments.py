@@ -333,10 +333,6 @@ EXPERIMENTS: dict[str, dict[str, dict[str, Callable[[int, dict[str, str]], Outco
         "scratch": _flowers_runs(
             flowers.build, mobilenet_v3_small=30, mobilenet_v3_large=30, mobilenet_v2=30
         ),
-        "reestimated": {
-            "mobilenet_v3_small": flowers.reestimate_statistics,
-            "mobilenet_v3_large": flowers.reestimate_statistics,
-        },
         "frozen": {
             "vgg19": flowers.train_vgg_head,
             "mobilenet_v3_small": flowers.record_learning_curve,
@@ -347,6 +343,10 @@ EXPERIMENTS: dict[str, dict[str, dict[str, Callable[[int, dict[str, str]], Outco
                 _photographs, build=partial(flowers.pretrained, model), recipe=flowers.AUGMENTED
             )
             for model in ("mobilenet_v2", "mobilenet_v3_small")
+        },
+        "mirrored": {
+            "mobilenet_v2": flowers.average_mirrored,
+            "mobilenet_v3_small": flowers.average_mirrored,
         },
         # V3-Large last: without its weights the run ends there, with the command to get them
         "imagenet": _flowers_runs(

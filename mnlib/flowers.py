@@ -5,8 +5,10 @@ book's and published in ``data/flowers_split.csv``. Probabilities are N×5 in th
 ``CLASSES``, labels int64 N.
 """
 
+import dataclasses
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -17,7 +19,6 @@ from matplotlib.axes import Axes
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import update_bn
 from tqdm import trange
 
 from mnlib import data, models, runs, training
@@ -47,9 +48,9 @@ NAMES = {
 #: The protocols that train, and what weights they start from.
 PROTOCOLS = {
     "scratch": "from scratch",
-    "reestimated": "from scratch, re-estimated",
     "imagenet": "from ImageNet",
     "augmented": "from ImageNet, augmented",
+    "mirrored": "augmented, mirror averaged",
     "frozen": "ImageNet, frozen",
 }
 
@@ -164,9 +165,9 @@ def trained(run: Run) -> nn.Module:
     return model.eval()
 
 
-def probabilities(_model: nn.Module, outputs: Tensor, *_) -> dict:
-    """Return for the record the probabilities of ``outputs``, N×5 logits, to four digits."""
-    return {"probabilities": [[round(p, 4) for p in row] for row in outputs.softmax(1).tolist()]}
+def probabilities(_model: nn.Module | None, logits: Tensor, *_) -> dict:
+    """Return for the record the probabilities of ``logits``, N×5, to four digits."""
+    return {"probabilities": [[round(p, 4) for p in row] for row in logits.softmax(1).tolist()]}
 
 
 def vgg_features(images: np.ndarray, size: int = VGG_SIZE) -> Tensor:
@@ -237,52 +238,51 @@ def train_vgg_head(seed: int, names: dict[str, str], epochs: int = 40) -> Outcom
     return run, head.state_dict()
 
 
-def reestimate_statistics(seed: int, names: dict[str, str]) -> Outcome:
-    """Estimate a recorded network's batch-norm statistics anew, over the training photographs.
+def outputs(run: Run, images: np.ndarray) -> Tensor:
+    """Return the logits, N×5, of the MobileNet that ``run`` recorded for uint8 N×224×224×3 images.
 
-    MobileNetV3's running variances begin at 1 and forget it slowly, by 1 % a step: after a few
-    epochs from scratch they still are far from those of the activations, and the network that
-    learnt well in training mode fails in evaluation mode. Weights are left as they are.
+    With protocol ``"mirrored"`` they are the means of those for the image and its mirror image.
 
     Raises:
-        FileNotFoundError: no training from scratch with a checkpoint is recorded.
+        FileNotFoundError: the run kept no weights.
+        ValueError: the weights are not those recorded.
+
+    """
+    ask = partial(training.logits, trained(run), size=224, statistics="imagenet", batch=16)
+    images = torch.tensor(images)
+    if run.protocol == "mirrored":
+        return (ask(images) + ask(images.flip(2))) / 2
+    return ask(images)
+
+
+def average_mirrored(seed: int, names: dict[str, str]) -> Outcome:
+    """Test a network of protocol ``"augmented"`` on photographs and their mirror images alike.
+
+    A flower's mirror image is a flower of its class, and training has shown both; the mean of the
+    two answers halves what is accidental in them. The weights are those of the recorded network.
+
+    Raises:
+        FileNotFoundError: that training is not recorded.
 
     """
     now, start = runs.environment(), time.perf_counter()
-    source = next((r for r in runs.load_runs("flowers") if r.name == _source(seed, names)), None)
+    name = f"flowers-{names['model']}-augmented-{seed}"
+    source = next((run for run in runs.load_runs("flowers") if run.name == name), None)
     if source is None:
         raise FileNotFoundError(
-            f"{_source(seed, names)} is not recorded: run: mnlib run flowers --protocol scratch "
-            f"--model {names['model']}"
+            f"{name} is not recorded: run: mnlib run flowers --protocol augmented "
+            f"--model {names['model']} --seed {seed}"
         )
-    model = trained(source)
-    images, labels = load("train")
-    kept, out = training.split(labels, HELD_OUT)
-    update_bn(
-        (
-            training.prepare(torch.tensor(images[chosen]), 224, "imagenet")
-            for chosen in np.array_split(kept, len(kept) // 64 + 1)
-        ),
-        model,
-    )
-    model.half().float()  # what the checkpoint keeps is what is evaluated
-    outputs = training.logits(model, images[out], size=224, statistics="imagenet", batch=16)
-    run = Run(
-        **names,
-        dataset="tf_flowers",
-        seed=seed,
-        epochs=source.epochs,
-        parameters=source.parameters,
-        accuracy=training.accuracy(outputs, labels[out]),
+    test = load("test")
+    run = dataclasses.replace(source, **names, **now, results={})
+    found = outputs(run, test.images)
+    run = dataclasses.replace(
+        run,
+        accuracy=training.accuracy(found, test.labels),
         seconds=time.perf_counter() - start,
-        results={"source": source.sha256, **probabilities(model, outputs)},
-        **now,
+        results=probabilities(None, found),
     )
-    return run, model.state_dict()
-
-
-def _source(seed: int, names: dict[str, str]) -> str:
-    return f"flowers-{names['model']}-scratch-{seed}"
+    return run, None
 
 
 def near_duplicates(images: np.ndarray) -> list[tuple[int, int, float]]:
@@ -410,7 +410,7 @@ def draw_accuracies(ax: Axes, cost: Mapping[str, float]) -> None:
             x, y = [cost[run.model] for run in here], np.array([run.accuracy for run in here])
             low, high = np.transpose([wilson(a, HELD_OUT) for a in y])
             ax.errorbar(x, y, (y - low, high - y), fmt=marker, capsize=3, label=label)
-        named = protocol not in ("reestimated", "augmented")  # which show the same networks again
+        named = protocol not in ("augmented", "mirrored")  # which show the same networks again
         for run in here if named else []:
             name = NAMES[run.model].removeprefix("MobileNet")
             where = {"xytext": (5, 3), "textcoords": "offset points", "fontsize": 7}
@@ -467,15 +467,14 @@ def classify(photographs: Iterable[str | Path]) -> list[dict[str, str | float]]:
     kept = [run for run in trainings().values() if run.checkpoint and run.model != "vgg19"]
     if not kept:
         raise FileNotFoundError("no trained network is there: train one with: mnlib run flowers")
-    model = trained(max(kept, key=lambda run: run.accuracy))
-    outputs = training.logits(model, np.stack(images), size=224, statistics="imagenet", batch=16)
+    best = max(kept, key=lambda run: run.accuracy)
     return [
         {
             "file": str(file),
             "class": CLASSES[row.argmax()],
             **{name: round(p, 3) for name, p in zip(CLASSES, row.tolist(), strict=True)},
         }
-        for file, row in zip(photographs, outputs.softmax(1), strict=True)
+        for file, row in zip(photographs, outputs(best, np.stack(images)).softmax(1), strict=True)
     ]
 
 

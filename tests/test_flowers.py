@@ -116,31 +116,40 @@ def test_a_recorded_network_gives_its_recorded_probabilities(photographs, tmp_pa
     assert run.accuracy == training.accuracy(recorded, flowers.load("test").labels)
 
 
-def test_reestimated_statistics_are_those_of_the_training_photographs(photographs, monkeypatch):
-    images, labels = photographs
-    torch.manual_seed(0)
-    model = flowers.build("mobilenet_v3_small")
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    names = {"experiment": "flowers", "protocol": "reestimated", "model": "mobilenet_v3_small"}
-    source = runs.Run(**names | {"protocol": "scratch"}, **PROVENANCE, accuracy=0.2, sha256="f00")
+def test_mirrored_answers_are_the_mean_over_both_images(photographs, monkeypatch):
+    class Left(torch.nn.Module):
+        """Sees the left half only."""
+
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.tensor(3.0))
+
+        def forward(self, x):
+            return self.scale * x[:, :1, :, : x.shape[3] // 2].mean((2, 3)) * torch.arange(5)
+
+    names = {"experiment": "flowers", "protocol": "mirrored", "model": "mobilenet_v2"}
+    kept = {"checkpoint": "a.pt", "sha256": "f00", "results": {"curves": {}}}
+    source = runs.Run(**names | {"protocol": "augmented"}, **PROVENANCE, accuracy=0.2, **kept)
     monkeypatch.setattr(runs, "load_runs", lambda _: [source])
-    monkeypatch.setattr(flowers, "trained", lambda run: model)
-    run, state = flowers.reestimate_statistics(0, names)
-    assert run.results["source"] == "f00"
+    monkeypatch.setattr(flowers, "trained", lambda run: Left().eval())
+    test = flowers.load("test")
+    run, state = flowers.average_mirrored(0, names)
+    assert state is None
+    assert (run.protocol, run.checkpoint, run.sha256) == ("mirrored", "a.pt", "f00")
+    assert [*run.results] == ["probabilities"]
     assert len(run.results["probabilities"]) == 5
 
-    kept, _ = training.split(labels, 5)
-    seen = model.features[0][0](training.prepare(torch.tensor(images[kept]), 224, "imagenet"))
-    close = {"rtol": 2e-3, "atol": 2e-3}  # of half precision
-    torch.testing.assert_close(state["features.0.1.running_mean"], seen.mean((0, 2, 3)), **close)
-    torch.testing.assert_close(state["features.0.1.running_var"], seen.var((0, 2, 3)), **close)
-    for key, value in before.items():
-        if "running" not in key and "num_batches" not in key:
-            torch.testing.assert_close(state[key], value, **close)
+    # the mean over both halves is that of the whole image
+    x = training.prepare(torch.tensor(test.images), 224, "imagenet")
+    whole = 3 * x[:, :1].mean((2, 3)) * torch.arange(5)
+    torch.testing.assert_close(flowers.outputs(run, test.images), whole, rtol=1e-4, atol=1e-4)
+    half = 3 * x[:, :1, :, :112].mean((2, 3)) * torch.arange(5)
+    torch.testing.assert_close(flowers.outputs(source, test.images), half, rtol=1e-4, atol=1e-4)
+    assert run.accuracy == training.accuracy(whole, test.labels)
 
     monkeypatch.setattr(runs, "load_runs", lambda _: [])
-    with pytest.raises(FileNotFoundError, match="run flowers --protocol scratch --model mobilenet"):
-        flowers.reestimate_statistics(0, names)
+    with pytest.raises(FileNotFoundError, match="run flowers --protocol augmented --model mobilen"):
+        flowers.average_mirrored(0, names)
 
 
 def test_the_head_of_vgg_learns_from_features(photographs, monkeypatch):
