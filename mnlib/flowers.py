@@ -5,10 +5,8 @@ book's and published in ``data/flowers_split.csv``. Probabilities are N×5 in th
 ``CLASSES``, labels int64 N.
 """
 
-import dataclasses
 import time
 from collections.abc import Iterable, Mapping
-from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -241,48 +239,16 @@ def train_vgg_head(seed: int, names: dict[str, str], epochs: int = 40) -> Outcom
 def outputs(run: Run, images: np.ndarray) -> Tensor:
     """Return the logits, N×5, of the MobileNet that ``run`` recorded for uint8 N×224×224×3 images.
 
-    With protocol ``"mirrored"`` they are the means of those for the image and its mirror image.
+    With protocol ``"mirrored"`` they are the means of those for an image and for its mirror image.
 
     Raises:
         FileNotFoundError: the run kept no weights.
         ValueError: the weights are not those recorded.
 
     """
-    ask = partial(training.logits, trained(run), size=224, statistics="imagenet", batch=16)
-    images = torch.tensor(images)
-    if run.protocol == "mirrored":
-        return (ask(images) + ask(images.flip(2))) / 2
-    return ask(images)
-
-
-def average_mirrored(seed: int, names: dict[str, str]) -> Outcome:
-    """Test a network of protocol ``"augmented"`` on photographs and their mirror images alike.
-
-    A flower's mirror image is a flower of its class, and training has shown both; the mean of the
-    two answers halves what is accidental in them. The weights are those of the recorded network.
-
-    Raises:
-        FileNotFoundError: that training is not recorded.
-
-    """
-    now, start = runs.environment(), time.perf_counter()
-    name = f"flowers-{names['model']}-augmented-{seed}"
-    source = next((run for run in runs.load_runs("flowers") if run.name == name), None)
-    if source is None:
-        raise FileNotFoundError(
-            f"{name} is not recorded: run: mnlib run flowers --protocol augmented "
-            f"--model {names['model']} --seed {seed}"
-        )
-    test = load("test")
-    run = dataclasses.replace(source, **names, **now, results={})
-    found = outputs(run, test.images)
-    run = dataclasses.replace(
-        run,
-        accuracy=training.accuracy(found, test.labels),
-        seconds=time.perf_counter() - start,
-        results=probabilities(None, found),
-    )
-    return run, None
+    mirrored = run.protocol == "mirrored"
+    like = {"size": 224, "statistics": "imagenet", "batch": 16, "mirrored": mirrored}
+    return training.logits(trained(run), images, **like)
 
 
 def near_duplicates(images: np.ndarray) -> list[tuple[int, int, float]]:

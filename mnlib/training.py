@@ -153,20 +153,28 @@ def resized_crop(x: Tensor, draws: Tensor, size: int, smallest: float) -> Tensor
 
 
 def logits(
-    model: nn.Module, images: Tensor | np.ndarray, *, size: int, statistics: str, batch: int = 250
+    model: nn.Module,
+    images: Tensor | np.ndarray,
+    *,
+    size: int,
+    statistics: str,
+    batch: int = 250,
+    mirrored: bool = False,
 ) -> Tensor:
     """Return the model's outputs in evaluation mode for uint8 N×H×W×C images, N×classes, float32.
 
-    The model's device is used, its mode is restored, and the outputs come back on the CPU. Where
+    ``mirrored`` makes them the means of those for an image and for its mirror image. The model's
+    device is used, its mode is restored, and the outputs come back on the CPU. Where
     a GPU would round float32 to TF32 it is told not to, so that it agrees with a CPU.
     """
     device, mode = next(model.parameters()).device, model.training
     model.eval()
+    parts = []
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        parts = [
-            model(prepare(part.to(device), size, statistics)).float().cpu()
-            for part in torch.as_tensor(images).split(batch)
-        ]
+        for part in torch.as_tensor(images).split(batch):
+            x = prepare(part.to(device), size, statistics)
+            out = (model(x) + model(x.flip(3))) / 2 if mirrored else model(x)
+            parts.append(out.float().cpu())
     model.train(mode)
     return torch.cat(parts)
 

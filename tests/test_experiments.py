@@ -170,7 +170,7 @@ def test_a_recorded_network_is_evaluated_as_it_was(toy, monkeypatch):
         training, "logits", lambda *args, **how: seen.append(how) or logits(*args, **how)
     )
     assert experiments.evaluate(run) == run.accuracy
-    assert seen == [{"size": 8, "statistics": "cifar10"}]
+    assert seen == [{"size": 8, "statistics": "cifar10", "mirrored": False}]
     assert not experiments.trained(run).training
     monkeypatch.setattr(experiments.data, "tier", lambda name: "embedded")
     assert experiments.evaluate(run) is None
@@ -188,3 +188,31 @@ def test_every_name_is_looked_up_before_anything_is_trained(toy, monkeypatch):
         ("one", "ode"),
         ("two", "conv"),
     ]
+
+
+def test_a_network_is_tested_on_mirror_images_too(toy, monkeypatch):
+    monkeypatch.setattr(experiments, "trained", lambda run: _state(run, toy))
+    task = partial(experiments._mirrored, of="short", load=_load, outputs=experiments._outputs)
+    monkeypatch.setitem(TABLE["toy"], "mirrored", {"conv": task})
+    monkeypatch.setattr(runs, "load_runs", partial(runs.load_runs, folder=toy))
+    with pytest.raises(FileNotFoundError, match="run toy --protocol short --model conv --seed 1"):
+        experiments.run("toy", protocol="mirrored", seeds=[1], folder=toy)
+    (plain,) = experiments.run("toy", models=["conv"], protocol="short", seeds=[1], folder=toy)
+    (run,) = experiments.run("toy", protocol="mirrored", seeds=[1], folder=toy)
+    assert (run.checkpoint, run.sha256) == (plain.checkpoint, plain.sha256)
+    assert run.results == {"recipe": plain.results["recipe"]}
+
+    test, model = _load("test"), _state(plain, toy)
+    x = training.prepare(torch.tensor(test.images), 8, "cifar10")
+    with torch.no_grad():
+        both = (model(x) + model(x.flip(3))) / 2
+    assert run.accuracy == training.accuracy(both, test.labels)
+    torch.testing.assert_close(experiments._outputs(run, test.images), both)
+    with torch.no_grad():
+        torch.testing.assert_close(experiments._outputs(plain, test.images), model(x))
+
+
+def _state(run, folder):
+    model = _tiny()
+    model.load_state_dict(runs.load_checkpoint(run, folder=folder))
+    return model.eval()
