@@ -16,7 +16,33 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
-NONLINEARITIES = {"RE": nn.ReLU, "RE6": nn.ReLU6, "HS": nn.Hardswish}
+
+class _Clamp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.mark_dirty(x)
+        y = x.clamp_(0, 6)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(grad, y, 0, 6)
+
+
+class ReLU6(nn.ReLU6):
+    """``nn.ReLU6`` in place that keeps no copy of its input for the backward pass, as that does.
+
+    The output alone tells where the derivative is 1 and where 0.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Clamp ``x`` to 0..6 and return it."""
+        return _Clamp.apply(x) if x.requires_grad else super().forward(x)
+
+
+NONLINEARITIES = {"RE": nn.ReLU, "RE6": ReLU6, "HS": nn.Hardswish}
 
 
 class Row(NamedTuple):

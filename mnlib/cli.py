@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable
 
@@ -33,6 +34,9 @@ def _data(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    # Large tensors on huge pages, where Linux has them: much of a training step on a CPU is page
+    # faults. PyTorch reads this when it first allocates.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from mnlib.experiments import run
 
     run(args.experiment, models=args.model, protocol=args.protocol, seeds=args.seed)

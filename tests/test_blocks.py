@@ -9,6 +9,7 @@ from torch import nn
 from mnlib.blocks import (
     ConvNormActivation,
     InvertedResidual,
+    ReLU6,
     Row,
     SqueezeExcitation,
     changed_gates,
@@ -33,6 +34,21 @@ def test_rounded_channels_are_a_near_multiple_of_8_as_torchvisions(channels):
     assert rounded % 8 == 0
     assert rounded >= max(8, 0.9 * channels)
     assert rounded == _make_divisible(channels, 8)
+
+
+def test_relu6_is_pytorchs_and_keeps_its_output_only():
+    x = torch.cat([torch.randn(200) * 5, torch.tensor([0.0, 6.0, -0.0])]).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = ReLU6()(x * 1)
+    assert [t.data_ptr() for t in kept] == [y.data_ptr()]
+    weight = torch.randn(203)
+    expected = nn.ReLU6()(x)
+    assert torch.equal(y, expected)
+    (found,), (known,) = (torch.autograd.grad((weight * v).sum(), x) for v in (y, expected))
+    assert torch.equal(found, known)
+    with torch.no_grad():
+        assert torch.equal(ReLU6()(x.clone()), expected)
 
 
 @pytest.mark.parametrize("gate", [nn.Sigmoid, nn.Hardsigmoid])
