@@ -52,9 +52,6 @@ PROTOCOLS = {
     "frozen": "ImageNet, frozen",
 }
 
-#: Side in pixels of the images that VGG-19 sees: its multiply-adds at 224 are 65 V2's.
-VGG_SIZE = 112
-
 #: Two photographs whose 16×16 thumbnails correlate at least so much are near-duplicates.
 NEAR = 0.95
 
@@ -168,12 +165,11 @@ def probabilities(_model: nn.Module | None, logits: Tensor, *_) -> dict:
     return {"probabilities": [[round(p, 4) for p in row] for row in logits.softmax(1).tolist()]}
 
 
-def vgg_features(images: np.ndarray, size: int = VGG_SIZE) -> Tensor:
+def vgg_features(images: np.ndarray) -> Tensor:
     """Return the means over positions of VGG-19's last feature maps, N×512.
 
     Args:
         images: uint8 N×H×W×3, RGB.
-        size: side in pixels to which they are resized.
 
     Raises:
         FileNotFoundError: VGG-19's weights are not there; the message names the remedy.
@@ -187,10 +183,7 @@ def vgg_features(images: np.ndarray, size: int = VGG_SIZE) -> Tensor:
     with torch.inference_mode():
         for start in trange(0, len(images), 16, desc="VGG-19", disable=None):
             bgr = torch.tensor(images[start : start + 16]).flip(-1) - mean
-            x = F.interpolate(
-                bgr.permute(0, 3, 1, 2), (size, size), mode="bilinear", antialias=True
-            )
-            found.append(features(x).mean((2, 3)))
+            found.append(features(bgr.permute(0, 3, 1, 2)).mean((2, 3)))
     return torch.cat(found).clone()  # an inference tensor cannot be trained on
 
 
@@ -230,7 +223,7 @@ def train_vgg_head(seed: int, names: dict[str, str], epochs: int = 40) -> Outcom
         parameters=count_parameters(vgg19_features()) + count_parameters(head),
         accuracy=training.accuracy(outputs, labels[out]),
         seconds=time.perf_counter() - start,
-        results={"curves": curves, "size": VGG_SIZE, **probabilities(head, outputs)},
+        results={"curves": curves, **probabilities(head, outputs)},
         **now,
     )
     return run, head.state_dict()
