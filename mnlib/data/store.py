@@ -287,20 +287,24 @@ def packed_flowers(size: int = 224) -> tuple[np.ndarray, np.ndarray, tuple[str, 
         digest.update(file.encode() + hashlib.sha256(photographs.encoded(i)).digest())
     target = folders()[0] / "packed" / f"tf_flowers-{size}-{digest.hexdigest()[:16]}.npy"
     if not target.is_file():
-        shape = (len(labels), size, size, 3)
-        with workspace(folders()[0]) as temporary, ThreadPoolExecutor() as pool:
-            # written through a file, not a memory map: a full disk is then an error, not a crash
-            with open(temporary / target.name, "wb") as file:
-                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-
-                def pack(i: int) -> bytes:
-                    resized = photographs.image(i).resize((size, size), Image.Resampling.BILINEAR)
-                    return resized.tobytes()
-
-                for content in tqdm(
-                    pool.map(pack, range(len(labels))), "packing", len(labels), disable=None
-                ):
-                    file.write(content)
-            install(temporary / target.name, target)
+        _pack(photographs, size, target)
     return np.load(target, mmap_mode="r"), labels, photographs.files
+
+
+def _pack(photographs: Photographs, size: int, target: Path) -> None:
+    with workspace(folders()[0]) as temporary, ThreadPoolExecutor() as pool:
+        if target.is_file():  # another process packed them meanwhile
+            return
+
+        def pack(i: int) -> bytes:
+            resized = photographs.image(i).resize((size, size), Image.Resampling.BILINEAR)
+            return resized.tobytes()
+
+        n = len(photographs)
+        # written through a file, not a memory map: a full disk is then an error, not a crash
+        with open(temporary / target.name, "wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (n, size, size, 3)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for content in tqdm(pool.map(pack, range(n)), "packing", n, disable=None):
+                file.write(content)
+        install(temporary / target.name, target)
