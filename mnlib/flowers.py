@@ -6,7 +6,7 @@ book's and published in ``data/flowers_split.csv``. Probabilities are N×5 in th
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
 
@@ -357,8 +357,8 @@ def wilson(accuracy: float, n: int) -> tuple[float, float]:
     return centre - half, centre + half
 
 
-def draw_accuracies(ax: Axes, cost: Mapping[str, float]) -> None:
-    """Draw the :func:`trainings`' accuracies, with :func:`wilson`'s interval, over ``cost[model]``.
+def draw_accuracies(ax: Axes, cost: Callable[[Run], float]) -> None:
+    """Draw the :func:`trainings`' accuracies, with :func:`wilson`'s interval, over ``cost(run)``.
 
     A marker a protocol, on a logarithmic axis; the points bear the networks' names.
     """
@@ -366,14 +366,14 @@ def draw_accuracies(ax: Axes, cost: Mapping[str, float]) -> None:
     for marker, (protocol, label) in zip("ovsD^", PROTOCOLS.items(), strict=True):
         here = [run for run in recorded.values() if run.protocol == protocol]
         if here:
-            x, y = [cost[run.model] for run in here], np.array([run.accuracy for run in here])
+            x, y = [cost(run) for run in here], np.array([run.accuracy for run in here])
             low, high = np.transpose([wilson(a, HELD_OUT) for a in y])
             ax.errorbar(x, y, (y - low, high - y), fmt=marker, capsize=3, label=label)
         named = protocol not in ("augmented", "mirrored")  # which show the same networks again
         for run in here if named else []:
             name = NAMES[run.model].removeprefix("MobileNet")
             where = {"xytext": (5, 3), "textcoords": "offset points", "fontsize": 7}
-            ax.annotate(name, (cost[run.model], run.accuracy), **where)
+            ax.annotate(name, (cost(run), run.accuracy), **where)
     ax.set(xscale="log", ylabel="validation accuracy")
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter("")
