@@ -26,8 +26,8 @@ from mnlib.training import Recipe
 #: Short: six epochs, the first four at three quarters of the resolution, where they cost half.
 SHORT = Recipe(sizes=(24,) * 4 + (32,) * 2, smoothing=0.1)
 
-#: The Neural ODE needs two epochs more: at ResNet's rate, one of two seeds sent a flow to 10⁵ in the
-#: third epoch. Its flows are straightened once they have formed.
+#: The Neural ODE needs two epochs more: at ResNet's rate one of two seeds sent a flow to 10⁵ in
+#: the third epoch. Its flows are straightened once they have formed.
 SHORT_ODE = Recipe(
     sizes=(24,) * 5 + (32,) * 3,
     rate=0.1,
