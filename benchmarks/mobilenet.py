@@ -1,4 +1,4 @@
-"""MobileNets beside torchvision's and timm's: evaluation, a training step, V3's last stage.
+"""MobileNets beside torchvision's (and timm's in evaluation): also training, V3's last stage.
 
 Run: python benchmarks/mobilenet.py [--quick]
 Goals: evaluation 1.4 times torchvision in channels-last inference mode on V2 and V3-Small with

@@ -16,6 +16,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from mnlib import data, flowers, pca, runs, training
+from mnlib.blocks import count_parameters
 from mnlib.data import Dataset
 from mnlib.models import gates, mobilenet_v3_small
 from mnlib.models.cifar import NeuralODE, ResNet20
@@ -127,7 +128,7 @@ def _train(
     recipe: Recipe,
     more: Callable[[nn.Module, Tensor, Callable[[], float]], dict] = lambda *_: {},
 ) -> Outcome:
-    """Train a model, take its validation accuracy on the way and its test accuracy once.
+    """Train a model, take its validation accuracy on the way and its test accuracy at the end.
 
     ``more`` is given the trained model, its outputs for the test images, and a function that takes
     its test accuracy anew.
@@ -169,7 +170,7 @@ def _train(
         dataset=dataset,
         seed=seed,
         epochs=recipe.epochs,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=count_parameters(model),
         accuracy=training.accuracy(outputs, test.labels),
         seconds=sum(curves["seconds"]),
         results={
@@ -309,10 +310,11 @@ def _mirrored(
     outputs: Callable[[Run, np.ndarray], Tensor],
     more: Callable[[None, Tensor], dict] = lambda *_: {},
 ) -> Outcome:
-    """Test a network that protocol ``of`` has trained on images and their mirror images alike.
+    """Ask the network that protocol ``of`` has trained about test images and their mirror images.
 
     The mirror image of a flower, a ship or a cat is one too, and training has shown both: the mean
-    of the two answers has less of what is accidental in either.
+    of the two answers has less of what is accidental in either. Nothing is trained: ``epochs`` is
+    0, and the weights are those of the run named ``results["of"]``.
     """
     now, start = runs.environment(), time.perf_counter()
     experiment, model = names["experiment"], names["model"]
@@ -325,13 +327,15 @@ def _mirrored(
         )
     (source,) = found
     test = load("test")
-    run = dataclasses.replace(source, **names, **now)
-    answers = outputs(run, test.images)
+    answers = outputs(dataclasses.replace(source, **names), test.images)
     run = dataclasses.replace(
-        run,
+        source,
+        **names,
+        **now,
+        epochs=0,
         accuracy=training.accuracy(answers, test.labels),
         seconds=time.perf_counter() - start,
-        results={"recipe": source.results["recipe"], **more(None, answers)},
+        results={"of": source.name, "recipe": source.results["recipe"], **more(None, answers)},
     )
     return run, None
 
@@ -380,7 +384,7 @@ EXPERIMENTS: dict[str, dict[str, dict[str, Callable[[int, dict[str, str]], Outco
             ),
         }
     },
-    # the slides' hyper-parameters; from scratch for longer
+    # scratch, imagenet and frozen have the slides' hyper-parameters
     "flowers": {
         "scratch": _flowers_runs(
             flowers.build, mobilenet_v3_small=30, mobilenet_v3_large=30, mobilenet_v2=30

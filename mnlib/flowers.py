@@ -43,7 +43,7 @@ NAMES = {
     "vgg19": "VGG-19",
 }
 
-#: The protocols that train, and what weights they start from.
+#: The protocols that :func:`trainings` are of, and what their networks have been through.
 PROTOCOLS = {
     "scratch": "from scratch",
     "imagenet": "from ImageNet",
@@ -360,7 +360,7 @@ def wilson(accuracy: float, n: int) -> tuple[float, float]:
 def draw_accuracies(ax: Axes, cost: Callable[[Run], float]) -> None:
     """Draw the :func:`trainings`' accuracies, with :func:`wilson`'s interval, over ``cost(run)``.
 
-    A marker a protocol, on a logarithmic axis; the points bear the networks' names.
+    A marker a protocol, on a logarithmic axis; a network's name stands beside its point, once.
     """
     recorded = trainings()
     for marker, (protocol, label) in zip("ovsD^", PROTOCOLS.items(), strict=True):

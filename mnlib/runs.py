@@ -30,7 +30,8 @@ class Run:
     """One recorded run.
 
     ``accuracy`` is a fraction of the test set (None where nothing is classified), ``seconds`` the
-    wall time, ``commit`` and ``date`` those of the process that finished it, ``checkpoint`` a file
+    wall time (a training's: of its epochs), ``commit`` and ``date`` those of the process that
+    finished it, at its start, ``checkpoint`` a file
     name under ``data/checkpoints`` with its ``sha256``, and ``results`` whatever else was measured
     (curves, per-layer values), as JSON types.
     """
@@ -58,8 +59,9 @@ class Run:
         return f"{self.experiment}-{self.model}-{self.protocol}-{self.seed}"
 
 
-#: What a measurement returns: the run, and the weights to keep with it, if any.
-Outcome = tuple[Run, Mapping[str, torch.Tensor] | None]
+#: What a measurement returns: the run, and the weights to keep with it, if any. Of several processes
+#: that train together only one has a run.
+Outcome = tuple[Run | None, Mapping[str, torch.Tensor] | None]
 
 
 @contextlib.contextmanager

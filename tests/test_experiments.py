@@ -200,7 +200,8 @@ def test_a_network_is_tested_on_mirror_images_too(toy, monkeypatch):
     (plain,) = experiments.run("toy", models=["conv"], protocol="short", seeds=[1], folder=toy)
     (run,) = experiments.run("toy", protocol="mirrored", seeds=[1], folder=toy)
     assert (run.checkpoint, run.sha256) == (plain.checkpoint, plain.sha256)
-    assert run.results == {"recipe": plain.results["recipe"]}
+    assert run.results == {"of": plain.name, "recipe": plain.results["recipe"]}
+    assert (run.epochs, plain.epochs) == (0, 2)
 
     test, model = _load("test"), _state(plain, toy)
     x = training.prepare(torch.tensor(test.images), 8, "cifar10")
