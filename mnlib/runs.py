@@ -31,9 +31,8 @@ class Run:
 
     ``accuracy`` is a fraction of the test set (None where nothing is classified), ``seconds`` the
     wall time (a training's: of its epochs), ``commit`` and ``date`` those of the process that
-    finished it, at its start, ``checkpoint`` a file
-    name under ``data/checkpoints`` with its ``sha256``, and ``results`` whatever else was measured
-    (curves, per-layer values), as JSON types.
+    finished it, at its start, ``checkpoint`` a file name under ``data/checkpoints`` with its
+    ``sha256``, and ``results`` whatever else was measured (curves, per-layer values), as JSON types.
     """
 
     experiment: str
@@ -59,8 +58,8 @@ class Run:
         return f"{self.experiment}-{self.model}-{self.protocol}-{self.seed}"
 
 
-#: What a measurement returns: the run, and the weights to keep with it, if any. Of several processes
-#: that train together only one has a run.
+#: What a measurement returns: the run, and the weights to keep with it, if any. Of processes that
+#: train together one alone has a run.
 Outcome = tuple[Run | None, Mapping[str, torch.Tensor] | None]
 
 
