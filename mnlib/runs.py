@@ -32,7 +32,7 @@ class Run:
     ``accuracy`` is a fraction of the test set (None where nothing is classified), ``seconds`` the
     wall time (a training's: of its epochs), ``commit`` and ``date`` those of the process that
     finished it, at its start, ``checkpoint`` a file name under ``data/checkpoints`` with its
-    ``sha256``, and ``results`` whatever else was measured (curves, per-layer values), as JSON types.
+    ``sha256``, ``results`` whatever else was measured (curves, per-layer values), as JSON types.
     """
 
     experiment: str
