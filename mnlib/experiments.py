@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -292,13 +291,7 @@ def evaluate(run: Run) -> float | None:
     if data.tier(run.dataset) != "real data":
         return None
     test = data.load(run.dataset, "test")
-    return training.accuracy(_outputs(run, test.images), test.labels)
-
-
-def _outputs(run: Run, images: np.ndarray) -> Tensor:
-    recipe, mirrored = run.results["recipe"], run.protocol == "mirrored"
-    like = {"size": recipe["sizes"][-1], "statistics": recipe["statistics"], "mirrored": mirrored}
-    return training.logits(trained(run), images, **like)
+    return training.accuracy(training.outputs(trained(run), run, test.images), test.labels)
 
 
 def _mirrored(
@@ -307,8 +300,8 @@ def _mirrored(
     *,
     of: str,
     load: Callable[[str], Dataset],
-    outputs: Callable[[Run, np.ndarray], Tensor],
-    more: Callable[[None, Tensor], dict] = lambda *_: {},
+    trained: Callable[[Run], nn.Module],
+    more: Callable[[Tensor], dict] = lambda _: {},
 ) -> Outcome:
     """Ask the network that protocol ``of`` has trained about test images and their mirror images.
 
@@ -327,15 +320,13 @@ def _mirrored(
         )
     (source,) = found
     test = load("test")
-    answers = outputs(dataclasses.replace(source, **names), test.images)
+    run = dataclasses.replace(source, **names, **now, epochs=0)
+    answers = training.outputs(trained(source), run, test.images)
     run = dataclasses.replace(
-        source,
-        **names,
-        **now,
-        epochs=0,
+        run,
         accuracy=training.accuracy(answers, test.labels),
         seconds=time.perf_counter() - start,
-        results={"of": source.name, "recipe": source.results["recipe"], **more(None, answers)},
+        results={"of": source.name, "recipe": source.results["recipe"], **more(answers)},
     )
     return run, None
 
@@ -346,7 +337,7 @@ _photographs = partial(
     dataset="tf_flowers",
     load=flowers.load,
     held_out=flowers.HELD_OUT,
-    more=flowers.probabilities,
+    more=lambda _model, outputs, _evaluate: flowers.probabilities(outputs),
 )
 _cifar = partial(_train, dataset="cifar10", load=partial(data.load, "cifar10"), held_out=5000)
 _ode = partial(_cifar, more=_refine)
@@ -405,7 +396,7 @@ EXPERIMENTS: dict[str, dict[str, dict[str, Callable[[int, dict[str, str]], Outco
                 _mirrored,
                 of="augmented",
                 load=flowers.load,
-                outputs=flowers.outputs,
+                trained=flowers.trained,
                 more=flowers.probabilities,
             )
             for model in ("mobilenet_v2", "mobilenet_v3_small")
@@ -427,7 +418,7 @@ EXPERIMENTS: dict[str, dict[str, dict[str, Callable[[int, dict[str, str]], Outco
         },
         "mirrored": {
             model: partial(
-                _mirrored, of="good", load=partial(data.load, "cifar10"), outputs=_outputs
+                _mirrored, of="good", load=partial(data.load, "cifar10"), trained=trained
             )
             for model in ("resnet20", "neural_ode")
         },

@@ -160,7 +160,7 @@ def trained(run: Run) -> nn.Module:
     return model.eval()
 
 
-def probabilities(_model: nn.Module | None, logits: Tensor, *_) -> dict:
+def probabilities(logits: Tensor) -> dict:
     """Return for the record the probabilities of ``logits``, N×5, to four digits."""
     return {"probabilities": [[round(p, 4) for p in row] for row in logits.softmax(1).tolist()]}
 
@@ -223,7 +223,7 @@ def train_vgg_head(seed: int, names: dict[str, str], epochs: int = 40) -> Outcom
         parameters=count_parameters(vgg19_features()) + count_parameters(head),
         accuracy=training.accuracy(outputs, labels[out]),
         seconds=time.perf_counter() - start,
-        results={"curves": curves, **probabilities(head, outputs)},
+        results={"curves": curves, **probabilities(outputs)},
         **now,
     )
     return run, head.state_dict()
@@ -232,16 +232,14 @@ def train_vgg_head(seed: int, names: dict[str, str], epochs: int = 40) -> Outcom
 def outputs(run: Run, images: np.ndarray) -> Tensor:
     """Return the logits, N×5, of the MobileNet that ``run`` recorded for uint8 N×224×224×3 images.
 
-    With protocol ``"mirrored"`` they are the means of those for an image and for its mirror image.
+    They are taken as :func:`mnlib.training.outputs` says.
 
     Raises:
         FileNotFoundError: the run kept no weights.
         ValueError: the weights are not those recorded.
 
     """
-    mirrored = run.protocol == "mirrored"
-    like = {"size": 224, "statistics": "imagenet", "batch": 16, "mirrored": mirrored}
-    return training.logits(trained(run), images, **like)
+    return training.outputs(trained(run), run, images)
 
 
 def near_duplicates(images: np.ndarray) -> list[tuple[int, int, float]]:

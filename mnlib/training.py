@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mnlib.runs import written_whole
+from mnlib.runs import Run, written_whole
 
 #: Mean and standard deviation of each channel in [0, 1]: of CIFAR-10's and of MNIST's training
 #: images, and torchvision's for ImageNet, which the pre-trained MobileNets expect.
@@ -164,8 +164,8 @@ def logits(
     """Return the model's outputs in evaluation mode for uint8 N×H×W×C images, N×classes, float32.
 
     ``mirrored`` makes them the means of those for an image and for its mirror image. The model's
-    device is used, its mode is restored, and the outputs come back on the CPU. Where
-    a GPU would round float32 to TF32 it is told not to, so that it agrees with a CPU.
+    device is used, its mode is restored, and the outputs come back on the CPU. Where a GPU would
+    round float32 to TF32 it is told not to, so that it agrees with a CPU.
     """
     device, mode = next(model.parameters()).device, model.training
     model.eval()
@@ -177,6 +177,22 @@ def logits(
             parts.append(out.float().cpu())
     model.train(mode)
     return torch.cat(parts)
+
+
+def outputs(model: nn.Module, run: Run, images: Tensor | np.ndarray) -> Tensor:
+    """Return :func:`logits` of the model that ``run`` recorded, taken as ``run`` was tested.
+
+    With protocol ``"mirrored"`` they are the means of those for an image and for its mirror image.
+    """
+    recipe = run.results["recipe"]
+    return logits(
+        model,
+        images,
+        size=recipe["sizes"][-1],
+        statistics=recipe["statistics"],
+        batch=recipe["batch"],
+        mirrored=run.protocol == "mirrored",
+    )
 
 
 def accuracy(outputs: Tensor, labels: Tensor | np.ndarray) -> float:

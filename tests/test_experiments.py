@@ -170,7 +170,7 @@ def test_a_recorded_network_is_evaluated_as_it_was(toy, monkeypatch):
         training, "logits", lambda *args, **how: seen.append(how) or logits(*args, **how)
     )
     assert experiments.evaluate(run) == run.accuracy
-    assert seen == [{"size": 8, "statistics": "cifar10", "mirrored": False}]
+    assert seen == [{"size": 8, "statistics": "cifar10", "batch": 10, "mirrored": False}]
     assert not experiments.trained(run).training
     monkeypatch.setattr(experiments.data, "tier", lambda name: "embedded")
     assert experiments.evaluate(run) is None
@@ -191,8 +191,8 @@ def test_every_name_is_looked_up_before_anything_is_trained(toy, monkeypatch):
 
 
 def test_a_network_is_tested_on_mirror_images_too(toy, monkeypatch):
-    monkeypatch.setattr(experiments, "trained", lambda run: _state(run, toy))
-    task = partial(experiments._mirrored, of="short", load=_load, outputs=experiments._outputs)
+    trained = partial(_state, folder=toy)
+    task = partial(experiments._mirrored, of="short", load=_load, trained=trained)
     monkeypatch.setitem(TABLE["toy"], "mirrored", {"conv": task})
     monkeypatch.setattr(runs, "load_runs", partial(runs.load_runs, folder=toy))
     with pytest.raises(FileNotFoundError, match="run toy --protocol short --model conv --seed 1"):
@@ -208,9 +208,9 @@ def test_a_network_is_tested_on_mirror_images_too(toy, monkeypatch):
     with torch.no_grad():
         both = (model(x) + model(x.flip(3))) / 2
     assert run.accuracy == training.accuracy(both, test.labels)
-    torch.testing.assert_close(experiments._outputs(run, test.images), both)
+    torch.testing.assert_close(training.outputs(model, run, test.images), both)
     with torch.no_grad():
-        torch.testing.assert_close(experiments._outputs(plain, test.images), model(x))
+        torch.testing.assert_close(training.outputs(model, plain, test.images), model(x))
 
 
 def _state(run, folder):

@@ -20,6 +20,9 @@ PROVENANCE = {
 }
 
 
+RECIPE = dataclasses.asdict(flowers.recipe(1))
+
+
 def test_the_published_split_is_the_one_that_is_trained_on():
     rows = flowers.split()
     assert len(rows) == 3670
@@ -123,7 +126,14 @@ def test_mirrored_answers_are_the_mean_over_both_images(photographs, monkeypatch
     monkeypatch.setattr(flowers, "trained", lambda run: model)
     images = flowers.load("test").images
     for protocol in ("augmented", "mirrored"):
-        run = runs.Run("flowers", "mobilenet_v3_small", protocol=protocol, accuracy=0, **PROVENANCE)
+        run = runs.Run(
+            "flowers",
+            "mobilenet_v3_small",
+            protocol=protocol,
+            accuracy=0,
+            results={"recipe": RECIPE},
+            **PROVENANCE,
+        )
         one, other = (
             training.logits(model, x, size=224, statistics="imagenet")
             for x in (images, images[:, :, ::-1].copy())
@@ -238,7 +248,7 @@ def best(monkeypatch):
         **PROVENANCE,
         "experiment": "flowers",
         "protocol": "scratch",
-        "results": {"probabilities": []},
+        "results": {"probabilities": [], "recipe": RECIPE},
     }
     recorded = [
         runs.Run(model="vgg19", accuracy=0.95, checkpoint="c.pt", **common),
