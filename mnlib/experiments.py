@@ -148,6 +148,7 @@ def _train(
         validation=(images[out], labels[out]),
         progress=_progress(seed, names),
         fabric=fabric,
+        replay=True,
     )
     if fabric.global_rank > 0:
         return None, None

@@ -157,7 +157,7 @@ class ODEBlock(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Map the features at t = 0 to those at t = 1, of the same shape."""
-        return self.trajectory(h, h.new_tensor([0.0, 1.0]))[-1]
+        return self.trajectory(h, torch.tensor([0.0, 1.0], dtype=h.dtype))[-1]
 
     def trajectory(self, h: Tensor, t: Tensor) -> Tensor:
         """Return the features at the times ``t``, which start at that of ``h``; len(t)×h.shape."""

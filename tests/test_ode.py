@@ -216,12 +216,12 @@ def test_nested_tuples_are_solved_as_their_concatenation(method):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_dtype_and_device_are_kept(method, dtype, device):
+@pytest.mark.parametrize(("device", "clock"), [("cpu", "cpu"), ("cuda", "cuda"), ("cuda", "cpu")])
+def test_dtype_and_device_are_kept(method, dtype, device, clock):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
     y0 = torch.ones(2, 3, dtype=dtype, device=device, requires_grad=True)
-    t = torch.linspace(0, 1, 3, dtype=dtype, device=device)
+    t = torch.linspace(0, 1, 3, dtype=dtype, device=clock, requires_grad=True)
     seen = set()
 
     def func(t, y):
@@ -233,9 +233,9 @@ def test_dtype_and_device_are_kept(method, dtype, device):
             func, y0, t, method=method, rtol=1e-3, atol=1e-4, gradient=gradient, params=()
         )
         assert (found.dtype, found.device.type, found.shape) == (dtype, device, (3, 2, 3))
-        (gradient,) = torch.autograd.grad(found[-1].sum(), y0)
-        assert gradient.dtype == dtype
-    assert seen == {(dtype, y0.device, torch.Size([]))}
+        for x, grad in zip((y0, t), torch.autograd.grad(found[-1].sum(), (y0, t)), strict=True):
+            assert (grad.dtype, grad.device) == (dtype, x.device)
+    assert seen == {(dtype, t.device, torch.Size([]))}
 
 
 def test_steps_divide_each_interval_equally():

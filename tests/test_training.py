@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mnlib import training
+from mnlib.models.cifar import NeuralODE
 from mnlib.models.small import SmallConvNet
 
 CPU = {"accelerator": "cpu", "devices": 1}
@@ -115,6 +116,32 @@ def test_two_processes_give_the_losses_of_one(tmp_path, monkeypatch):
     np.testing.assert_allclose(losses2["loss"], losses["loss"], rtol=1e-5)
     for key, value in weights.items():
         torch.testing.assert_close(weights2[key], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs want a GPU")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_replayed_step_is_the_step(precision):
+    images, labels = stripes(80)
+    recipe = dataclasses.replace(
+        RECIPE, sizes=(6, 6, 8), penalties=(0.0, 1.0, 1.0), precision=precision
+    )
+    curves, states = [], []
+    for replay in (False, True):
+        torch.manual_seed(0)
+        model = NeuralODE(2, widths=(4, 6))
+        fabric = Fabric(accelerator="cuda", devices=1, precision=precision)
+        validation = stripes(64, seed=1)
+        curves.append(
+            training.fit(
+                model, images, labels, recipe, validation=validation, fabric=fabric, replay=replay
+            )
+        )
+        states.append(model.state_dict())
+    tolerance = 1e-3 if precision == "32-true" else 3e-2
+    for eager, replayed in zip(*(c["losses"] for c in curves), strict=True):
+        assert replayed == pytest.approx(eager, abs=tolerance)
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=tolerance, atol=tolerance)
 
 
 @settings(deadline=None, max_examples=20)

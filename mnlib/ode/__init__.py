@@ -18,6 +18,7 @@ from mnlib.ode.tableaux import EULER, MIDPOINT, RK4
 __all__ = ["Counted", "odeint"]
 
 FIXED = {"euler": EULER, "midpoint": MIDPOINT, "rk4": RK4}
+CPU = torch.device("cpu")
 GRADIENTS = ("backprop", "checkpoint", "adjoint")
 
 # A tensor or nested tuples of tensors.
@@ -60,7 +61,8 @@ def odeint(
             tuples, of the state's shape, dtype and device.
         y0: initial state, a tensor or nested tuples of tensors, float32 or float64 (bfloat16 in
             mixed precision), all of one dtype on one device.
-        t: at least two strictly increasing or strictly decreasing times, of y0's dtype and device.
+        t: at least two strictly increasing or strictly decreasing times, of y0's dtype, on its
+            device or, which spares a GPU the waiting, on the CPU.
         method: ``"euler"``, ``"midpoint"``, ``"rk4"`` (Kutta's 3/8 rule, as in torchdiffeq), or
             ``"dopri5"``, Dormand–Prince 5(4), whose steps follow ``rtol`` and ``atol`` and whose
             values between steps are its dense output, of order 4.
@@ -175,7 +177,7 @@ def _check_state(leaves: State, t: Tensor) -> None:
     if not leaves or not t.dtype.is_floating_point:
         raise TypeError(f"y0 must hold a tensor and t be of floating point, not {t.dtype}")
     for x in leaves:
-        if (x.dtype, x.device) != (t.dtype, t.device):
+        if x.dtype != t.dtype or x.device != leaves[0].device or t.device not in (x.device, CPU):
             raise TypeError(
                 f"y0 holds {x.dtype} on {x.device}, t is {t.dtype} on {t.device}; "
                 "convert one to the other"

@@ -40,6 +40,8 @@ class FixedSteps:
             sums.append(_total(y))
             ends.append(moment(times, step.end))
             yield step, y, outputs
+        if sums[0].is_cuda and torch.cuda.is_current_stream_capturing():
+            return  # a CUDA graph is being recorded: there are no values yet
         finite = torch.stack(sums).isfinite().tolist()
         if not all(finite):
             raise RuntimeError(
