@@ -40,8 +40,8 @@ SHORT_ODE = Recipe(
 #: time, and the smaller images of most epochs do no harm: a hundred epochs at 32 were no better.
 GOOD = Recipe(sizes=(24,) * 44 + (32,) * 24, precision="bf16-mixed")
 GOOD_ODE = Recipe(
-    sizes=(24,) * 60 + (32,) * 26,
-    penalties=(0.0,) * 4 + (0.5,) * 70 + (3.0,) * 12,
+    sizes=(24,) * 105 + (32,) * 45,
+    penalties=(0.0,) * 4 + (0.5,) * 134 + (2.0,) * 12,
     precision="bf16-mixed",
 )
 MNIST = Recipe(
