@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterable
 
@@ -34,11 +33,10 @@ def _data(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    # Large tensors on huge pages, where Linux has them: much of a training step on a CPU is page
-    # faults. PyTorch reads this when it first allocates.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from mnlib.experiments import run
+    from mnlib.memory import keep_freed
 
+    keep_freed()
     run(args.experiment, models=args.model, protocol=args.protocol, seeds=args.seed)
     return 0
 

@@ -277,7 +277,8 @@ def fit(
     mine = slice(fabric.global_rank, None, fabric.world_size)
     steps = len(images) // batch  # the images left over change from epoch to epoch
 
-    bare, optimiser = model, _optimiser(model, recipe)
+    bare = model.to(memory_format=torch.channels_last)  # as the images are
+    optimiser = _optimiser(bare, recipe)
     model, optimiser = fabric.setup(model, optimiser)
     history: dict[str, list[float]] = {"loss": [], "losses": [], "seconds": []}
     if validation is not None:
@@ -394,8 +395,8 @@ def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if recipe.optimiser == "adam":
-        return torch.optim.Adam(groups, lr=recipe.rate)
-    return torch.optim.SGD(groups, lr=recipe.rate, momentum=0.9, nesterov=True)
+        return torch.optim.Adam(groups, lr=recipe.rate, fused=True)
+    return torch.optim.SGD(groups, lr=recipe.rate, momentum=0.9, nesterov=True, fused=True)
 
 
 def _identity(model: nn.Module, recipe: Recipe, seed: int, n: int) -> str:

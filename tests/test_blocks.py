@@ -8,6 +8,8 @@ from torch import nn
 
 from mnlib.blocks import (
     ConvNormActivation,
+    DepthwiseConv5x5,
+    Hardswish,
     InvertedResidual,
     ReLU6,
     Row,
@@ -49,6 +51,45 @@ def test_relu6_is_pytorchs_and_keeps_its_output_only():
     assert torch.equal(found, known)
     with torch.no_grad():
         assert torch.equal(ReLU6()(x.clone()), expected)
+
+
+def test_hardswish_is_pytorchs_and_in_place_where_no_gradient_wants_the_input():
+    x = torch.linspace(-4, 4, 50)
+    expected = nn.Hardswish()(x)
+    y = x.clone().requires_grad_() * 1
+    assert torch.equal(Hardswish()(y), expected)
+    assert torch.equal(y, x)
+    assert Hardswish()(x).data_ptr() == x.data_ptr()
+    assert torch.equal(x, expected)
+
+
+@few
+@given(
+    st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 2]), st.booleans(), st.integers(0, 99)
+)
+def test_a_depthwise_5x5_convolution_has_pytorchs_gradients(height, width, stride, frozen, seed):
+    torch.manual_seed(seed)
+    conv = DepthwiseConv5x5(3, stride).double()
+    x = torch.randn(2, 3, height, width, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_(not frozen)
+    y, expected = conv(x), nn.Conv2d.forward(conv, x)
+    assert torch.equal(y, expected)
+    wanted = [conv.weight] if frozen else [conv.weight, x]
+    cotangent = torch.randn_like(y)
+    for found, known in zip(
+        *(torch.autograd.grad(out, wanted, cotangent) for out in (y, expected)), strict=True
+    ):
+        torch.testing.assert_close(found, known, rtol=1e-12, atol=1e-12)
+
+
+def test_a_depthwise_5x5_convolution_is_pytorchs_where_that_is_fast():
+    conv = DepthwiseConv5x5(4, 1)
+    x = torch.randn(1, 4, 7, 7, requires_grad=True)
+    assert "FiveByFive" in type(conv(x).grad_fn).__name__
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv(x).dtype == torch.bfloat16
+    conv.requires_grad_(False)
+    assert "Convolution" in type(conv(x).grad_fn).__name__
 
 
 @pytest.mark.parametrize("gate", [nn.Sigmoid, nn.Hardsigmoid])

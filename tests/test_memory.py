@@ -1,5 +1,10 @@
 """The peak of the memory that tensors hold, and with it what each gradient of a solve needs."""
 
+import platform
+import subprocess
+import sys
+
+import pytest
 import torch
 
 from mnlib.memory import PeakMemory
@@ -55,3 +60,20 @@ def test_memory_of_the_three_gradients():
     assert peak("checkpoint", 16) - peak("checkpoint", 4) <= 12 * state
     assert peak("adjoint", 16) <= 1.01 * peak("adjoint", 4)
     assert peak("adjoint", 4) < 0.5 * few
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="acts on glibc")
+def test_freed_memory_serves_again_without_page_faults():
+    program = """
+import resource, torch
+from mnlib.memory import keep_freed
+def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+keep_freed()
+def use(): parts = [torch.ones(6_000_000) for _ in range(4)]
+use()
+before = faults()
+use()
+print(faults() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert int(done.stdout) < 20, done.stderr

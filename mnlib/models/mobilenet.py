@@ -166,7 +166,7 @@ def _mobilenet_v3(rows: tuple[Row, ...], last: int, classes: int, width: float) 
 def _classifier(channels: int, hidden: int, classes: int) -> list[nn.Module]:
     return [
         nn.Linear(channels, hidden),
-        nn.Hardswish(inplace=True),
+        NONLINEARITIES["HS"](inplace=True),
         nn.Dropout(0.2, inplace=True),
         nn.Linear(hidden, classes),
     ]
