@@ -209,14 +209,14 @@ def load_checkpoint(run: Run, *, folder: Path = FOLDER) -> dict[str, torch.Tenso
 
 
 def provenance(run: Run) -> str:
-    """Return one readable line: what ran when, on what, for how long, at which commit."""
+    """Return one readable line: what ran when, on what, how long, at which commit and how."""
     dirty = " with local changes" if run.commit.endswith("-dirty") else ""
     trained = f"{run.epochs} epoch{'s' * (run.epochs != 1)}, " if run.epochs else ""
     duration = f"{run.seconds:.0f} s" if run.seconds < 120 else f"{run.seconds / 60:.0f} min"
     return (
         f"{run.experiment}: {run.model} on {run.dataset}, protocol {run.protocol}, {trained}"
         f"seed {run.seed}, {duration} on {run.hardware}, {run.date[:10]}, "
-        f"commit {run.commit[:10]}{dirty}"
+        f"commit {run.commit[:10]}{dirty}, {run.command}"
     )
 
 

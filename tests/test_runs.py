@@ -124,6 +124,7 @@ def test_provenance_is_one_line_that_tells_a_dirty_tree():
     line = runs.provenance(RUN)
     assert "\n" not in line
     assert "15 min on abacus × 2" in line
+    assert line.endswith(RUN.command)
     assert "local changes" not in line
     assert "local changes" in runs.provenance(dataclasses.replace(RUN, commit="0123-dirty"))
 
