@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -46,59 +45,70 @@ class ReLU6(nn.ReLU6):
 
 
 class Hardswish(nn.Hardswish):
-    """``nn.Hardswish`` in place, but not in training, where its gradient needs the input anyway."""
+    """``nn.Hardswish`` that is never in place where a gradient is wanted, which needs the input."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x * relu6(x + 3) / 6``."""
-        return F.hardswish(x, inplace=not x.requires_grad)
+        return F.hardswish(x, self.inplace and not x.requires_grad)
 
 
 NONLINEARITIES = {"RE": nn.ReLU, "RE6": ReLU6, "HS": Hardswish}
 
 
 class _FiveByFive(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x, weight, stride):
-        ctx.save_for_backward(x, weight)
-        ctx.stride = stride
+    def forward(x, weight, stride):
         return F.conv2d(x, weight, None, stride, 2, groups=len(weight))
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx, inputs, output):
+        x, weight, ctx.stride = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         s, channels = ctx.stride, len(weight)
-        to_x = to_weight = None
+        to_x = None
         if ctx.needs_input_grad[0]:
             to_x = conv2d_input(x.shape, weight, grad, s, 2, groups=channels)
-        if ctx.needs_input_grad[1]:
-            # Shifted by a column, the output's gradient meets the outer columns of the kernel where
-            # it met inner ones; the column that falls out would only have met padding.
-            after, before = grad.roll(-1, 3), grad.roll(1, 3)
-            after[..., -1] = before[..., 0] = 0
-            left, middle, right = (
-                conv2d_weight(x, (channels, 1, 5, 3), g, s, (2, 1), groups=channels)
-                for g in (after, grad, before)
-            )
-            to_weight = torch.cat([left[..., s - 1 : s], middle, right[..., 3 - s : 4 - s]], 3)
+        # Shifted by a column, the output's gradient meets the outer columns of the kernel where
+        # it met inner ones; at strides 1 and 2 the column that falls out only met padding.
+        after, before = grad.roll(-1, 3), grad.roll(1, 3)
+        after[..., -1] = before[..., 0] = 0
+        left, middle, right = (
+            conv2d_weight(x, (channels, 1, 5, 3), g, s, (2, 1), groups=channels)
+            for g in (after, grad, before)
+        )
+        to_weight = torch.cat([left[..., s - 1 : s], middle, right[..., 3 - s : 4 - s]], 3)
         return to_x, to_weight, None
 
 
-class DepthwiseConv5x5(nn.Conv2d):
-    """A depthwise 5×5 ``nn.Conv2d`` without bias that trains faster on the CPU.
+class Conv2d(nn.Conv2d):
+    """``nn.Conv2d`` whose depthwise 5×5 kernels, as MobileNetV3 has them, train faster on the CPU.
 
     oneDNN takes the gradient of a depthwise kernel of at most three columns channel by channel, but
     that of a wider one as if it were dense in blocks of 16 channels. Here it comes in three parts
-    of 5×3. Elsewhere and in mixed precision this is ``nn.Conv2d``.
+    of 5×3, outside mixed precision.
     """
 
-    def __init__(self, channels: int, stride: int):
-        super().__init__(channels, channels, 5, stride, 2, groups=channels, bias=False)
-
     def forward(self, x: Tensor) -> Tensor:
-        """Filter each channel of ``x``, N×channels×H×W."""
-        trained = torch.is_grad_enabled() and self.weight.requires_grad and self.bias is None
-        if trained and x.is_cpu and not torch.is_autocast_enabled("cpu"):
+        """Convolve ``x``."""
+        fast = (
+            torch.is_grad_enabled()
+            and self.weight.requires_grad
+            and x.is_cpu
+            and x.ndim == 4
+            and not torch.is_autocast_enabled("cpu")
+            and (self.kernel_size, self.padding, self.dilation) == ((5, 5), (2, 2), (1, 1))
+            and self.stride in ((1, 1), (2, 2))
+            and self.groups == self.in_channels == self.out_channels
+            and self.bias is None
+            and self.padding_mode == "zeros"
+        )
+        if fast:
             return _FiveByFive.apply(x, self.weight, self.stride[0])
         return super().forward(x)
 
@@ -147,10 +157,8 @@ class ConvNormActivation(nn.Sequential):
         groups: int = 1,
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
     ):
-        if kernel == 5 and in_channels == out_channels == groups:
-            conv = DepthwiseConv5x5(groups, stride)
-        else:
-            conv = nn.Conv2d(
+        layers = [
+            Conv2d(
                 in_channels,
                 out_channels,
                 kernel,
@@ -158,8 +166,9 @@ class ConvNormActivation(nn.Sequential):
                 padding=kernel // 2,
                 groups=groups,
                 bias=False,
-            )
-        layers = [conv, norm(out_channels)]
+            ),
+            norm(out_channels),
+        ]
         if nonlinearity is not None:
             if nonlinearity not in NONLINEARITIES:
                 raise ValueError(
@@ -188,7 +197,9 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """Return s·u, N×C×H×W."""
-        z = u.sum((2, 3), keepdim=True) / (u.shape[2] * u.shape[3])
+        # The gradient of a sum, unlike that of a mean, is spread over H×W without being stored.
+        total = u.sum((2, 3), keepdim=True, dtype=torch.promote_types(u.dtype, torch.float32))
+        z = (total / (u.shape[2] * u.shape[3])).to(u.dtype)
         s = self.gate(self.fc2(self.fc1(z).relu()))
         return s * u
 

@@ -1,6 +1,6 @@
 """One training loop, on Lightning Fabric: device, precision and number of processes are its affair.
 
-Images stay in memory as uint8 and are augmented and normalised a batch at a time on the device.
+Images lie on the device as uint8 and are augmented and normalised a batch at a time.
 Every random choice of an epoch follows from (seed, epoch) alone, and a checkpoint is put in place
 after each epoch: a run killed at any moment resumes to the losses of one that was not.
 """
@@ -239,7 +239,7 @@ def fit(
 
     Args:
         model: maps float N×C×H×W to N×classes.
-        images: uint8 N×H×W×C.
+        images: uint8 N×H×W×C, which must fit on the device.
         labels: int64 N.
         recipe: how to train.
         seed: of the order of images, their augmentation and what is random within the model.
@@ -251,7 +251,8 @@ def fit(
             same images.
         replay: on a single GPU, record the step as a CUDA graph in each epoch and replay it, which
             spares small networks most of their time. ``model`` must then not look at values on its
-            way: fixed-step solvers with ``gradient="backprop"`` do not, dopri5 does.
+            way: fixed-step solvers with ``gradient="backprop"`` do not, dopri5 does. What is not
+            finite is then noticed at the end of an epoch only.
 
     Returns:
         ``loss`` (mean over the epoch's steps), ``seconds`` and, with ``validation``, ``accuracy``;

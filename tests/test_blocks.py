@@ -7,13 +7,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mnlib.blocks import (
+    Conv2d,
     ConvNormActivation,
-    DepthwiseConv5x5,
     Hardswish,
     InvertedResidual,
     ReLU6,
     Row,
     SqueezeExcitation,
+    _FiveByFive,
     changed_gates,
     count_macs,
     count_parameters,
@@ -23,6 +24,7 @@ from mnlib.blocks import (
     round_channels,
     time_in_turns,
 )
+from mnlib.models.mobilenet import V3_SMALL, mobilenet_v3_small
 
 few = settings(deadline=None, max_examples=25)
 
@@ -53,23 +55,32 @@ def test_relu6_is_pytorchs_and_keeps_its_output_only():
         assert torch.equal(ReLU6()(x.clone()), expected)
 
 
-def test_hardswish_is_pytorchs_and_in_place_where_no_gradient_wants_the_input():
+def test_hardswish_is_pytorchs_and_in_place_only_where_no_gradient_wants_the_input():
     x = torch.linspace(-4, 4, 50)
     expected = nn.Hardswish()(x)
     y = x.clone().requires_grad_() * 1
-    assert torch.equal(Hardswish()(y), expected)
+    assert torch.equal(Hardswish(inplace=True)(y), expected)
     assert torch.equal(y, x)
-    assert Hardswish()(x).data_ptr() == x.data_ptr()
+    assert Hardswish()(x).data_ptr() != x.data_ptr()
+    assert Hardswish(inplace=True)(x).data_ptr() == x.data_ptr()
     assert torch.equal(x, expected)
+
+
+def five_by_five(channels=3, stride=1, **options):
+    return Conv2d(channels, channels, 5, stride, 2, groups=channels, bias=False, **options)
 
 
 @few
 @given(
-    st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 2]), st.booleans(), st.integers(0, 99)
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.sampled_from([1, 2, 3]),
+    st.booleans(),
+    st.integers(0, 99),
 )
 def test_a_depthwise_5x5_convolution_has_pytorchs_gradients(height, width, stride, frozen, seed):
     torch.manual_seed(seed)
-    conv = DepthwiseConv5x5(3, stride).double()
+    conv = five_by_five(stride=stride).double()
     x = torch.randn(2, 3, height, width, dtype=torch.float64)
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_(not frozen)
     y, expected = conv(x), nn.Conv2d.forward(conv, x)
@@ -82,14 +93,48 @@ def test_a_depthwise_5x5_convolution_has_pytorchs_gradients(height, width, strid
         torch.testing.assert_close(found, known, rtol=1e-12, atol=1e-12)
 
 
-def test_a_depthwise_5x5_convolution_is_pytorchs_where_that_is_fast():
-    conv = DepthwiseConv5x5(4, 1)
-    x = torch.randn(1, 4, 7, 7, requires_grad=True)
-    assert "FiveByFive" in type(conv(x).grad_fn).__name__
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_depthwise_5x5_convolution_has_second_derivatives_and_one_for_each_image(stride):
+    conv = five_by_five(2, stride).double()
+    x = torch.randn(2, 2, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(conv, (x,))
+
+    def loss(weight, image):
+        return torch.func.functional_call(conv, {"weight": weight}, (image[None],)).square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(conv.weight, x)
+    known = [torch.autograd.grad(loss(conv.weight, image), conv.weight)[0] for image in x]
+    torch.testing.assert_close(found, torch.stack(known))
+
+
+def test_the_faster_gradient_is_used_where_it_is_right_and_only_there(monkeypatch):
+    calls = []
+    apply = _FiveByFive.apply
+    monkeypatch.setattr(_FiveByFive, "apply", lambda *args: calls.append(1) or apply(*args))
+    model = mobilenet_v3_small(classes=2).train()
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert len(calls) == sum(row.kernel == 5 for row in V3_SMALL) == 8
+    with torch.no_grad():
+        model(torch.randn(2, 3, 32, 32))
+    x = torch.randn(1, 3, 9, 9)
     with torch.autocast("cpu", torch.bfloat16):
-        assert conv(x).dtype == torch.bfloat16
-    conv.requires_grad_(False)
-    assert "Convolution" in type(conv(x).grad_fn).__name__
+        y = five_by_five()(x)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    five_by_five(padding_mode="reflect")(x)
+    five_by_five(dilation=2)(x)
+    five_by_five(stride=3)(x)
+    five_by_five().requires_grad_(False)(x)
+    five_by_five()(x[0])
+    Conv2d(3, 3, 5, padding=2, groups=3)(x)
+    Conv2d(3, 3, 5, padding=2, bias=False)(x)
+    Conv2d(3, 6, 5, padding=2, groups=3, bias=False)(x)
+    assert len(calls) == 8
+
+
+def test_squeeze_excitation_sums_in_single_precision_at_least():
+    u = torch.full((1, 16, 56, 56), 30.0, dtype=torch.float16)
+    assert SqueezeExcitation(16).half()(u).isfinite().all()
 
 
 @pytest.mark.parametrize("gate", [nn.Sigmoid, nn.Hardsigmoid])

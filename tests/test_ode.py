@@ -235,7 +235,7 @@ def test_dtype_and_device_are_kept(method, dtype, device, clock):
         assert (found.dtype, found.device.type, found.shape) == (dtype, device, (3, 2, 3))
         for x, grad in zip((y0, t), torch.autograd.grad(found[-1].sum(), (y0, t)), strict=True):
             assert (grad.dtype, grad.device) == (dtype, x.device)
-    assert seen == {(dtype, t.device, torch.Size([]))}
+    assert seen == {(dtype, y0.device, torch.Size([]))}
 
 
 def test_steps_divide_each_interval_equally():

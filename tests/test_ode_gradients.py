@@ -300,9 +300,12 @@ def test_initial_state_overwritten_before_backward_is_noticed(gradient):
         found[-1].sum().backward()
 
 
-def test_checkpoint_retakes_the_steps_under_the_forwards_autocast():
-    layer, kinds = nn.Linear(4, 4), []
-    x, t = torch.linspace(-1, 1, 8).reshape(2, 4), torch.tensor([0.0, 1.0])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_checkpoint_retakes_the_steps_under_the_forwards_autocast(device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    layer, kinds = nn.Linear(4, 4).to(device), []
+    x, t = torch.linspace(-1, 1, 8).reshape(2, 4).to(device), torch.tensor([0.0, 1.0])
 
     def func(t, y):
         value = torch.tanh(layer(y))
@@ -313,7 +316,7 @@ def test_checkpoint_retakes_the_steps_under_the_forwards_autocast():
     for gradient in ("backprop", "checkpoint"):
         layer.zero_grad()
         params = tuple(layer.parameters())
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(device, dtype=torch.bfloat16):
             end = odeint(func, x, t, method="midpoint", gradient=gradient, params=params)[-1]
         end.sum().backward()
         found.append(layer.weight.grad.clone())

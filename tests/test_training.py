@@ -53,6 +53,7 @@ def test_the_loop_learns_what_can_be_learnt():
     assert history["loss"][-1] < history["loss"][0] / 2
     assert history["accuracy"][-1] > 0.95
     assert len(history["seconds"]) == 4
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert len(history["losses"]) == 4 * 8  # eight steps an epoch
     np.testing.assert_allclose(np.reshape(history["losses"], (4, 8)).mean(1), history["loss"])
     outputs = training.logits(model, images, size=8, statistics="cifar10", batch=50)
@@ -120,7 +121,9 @@ def test_two_processes_give_the_losses_of_one(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs want a GPU")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_a_replayed_step_is_the_step(precision):
+def test_a_replayed_step_is_the_step(precision, monkeypatch):
+    recorded, record = [], training._recorded
+    monkeypatch.setattr(training, "_recorded", lambda *a: recorded.append(1) or record(*a))
     images, labels = stripes(80)
     recipe = dataclasses.replace(
         RECIPE, sizes=(6, 6, 8), penalties=(0.0, 1.0, 1.0), precision=precision
@@ -137,6 +140,7 @@ def test_a_replayed_step_is_the_step(precision):
             )
         )
         states.append(model.state_dict())
+        assert len(recorded) == 3 * replay  # once an epoch
     tolerance = 1e-3 if precision == "32-true" else 3e-2
     for eager, replayed in zip(*(c["losses"] for c in curves), strict=True):
         assert replayed == pytest.approx(eager, abs=tolerance)

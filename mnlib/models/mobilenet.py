@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mnlib.blocks import (
     NONLINEARITIES,
     ConvNormActivation,
+    Hardswish,
     InvertedResidual,
     Row,
     SqueezeExcitation,
@@ -166,7 +167,7 @@ def _mobilenet_v3(rows: tuple[Row, ...], last: int, classes: int, width: float) 
 def _classifier(channels: int, hidden: int, classes: int) -> list[nn.Module]:
     return [
         nn.Linear(channels, hidden),
-        NONLINEARITIES["HS"](inplace=True),
+        Hardswish(inplace=True),
         nn.Dropout(0.2, inplace=True),
         nn.Linear(hidden, classes),
     ]

@@ -57,8 +57,8 @@ def odeint(
     """Solve ``dy/dt = func(t, y)``, ``y(t[0]) = y0`` and return ``y`` at all times ``t``.
 
     Args:
-        func: right-hand side; takes a 0-dimensional time and the state, returns a tensor, or nested
-            tuples, of the state's shape, dtype and device.
+        func: right-hand side; takes a 0-dimensional time, on the state's device, and the state,
+            returns a tensor, or nested tuples, of the state's shape, dtype and device.
         y0: initial state, a tensor or nested tuples of tensors, float32 or float64 (bfloat16 in
             mixed precision), all of one dtype on one device.
         t: at least two strictly increasing or strictly decreasing times, of y0's dtype, on its
@@ -106,7 +106,8 @@ def odeint(
         TypeError: y0 or t is not of floating point, the dtypes or devices differ, or ``func``
             returns another structure, shape, dtype or device than y0's.
         ValueError: an unknown name, a time or option out of its range, or parameters not given.
-        RuntimeError: dopri5's step underflows, the state is not finite, or too many steps.
+        RuntimeError: dopri5's step underflows, the state is not finite (which is not looked at
+            while a CUDA graph is being recorded), or too many steps.
 
     """
     leaves = list(_flatten(y0))
@@ -154,9 +155,13 @@ def _unflatten(like: Tree, leaves: Iterator[Tensor]) -> Tree:
 def _field(func, y0: Tree, leaves: State, t: Tensor) -> Callable[[Time, State], State]:
     """Turn ``func`` into a function of lists that checks what ``func`` returns."""
     kinds = [(x.shape, x.dtype, x.device) for x in leaves]
+    device = leaves[0].device
 
     def field(time: Time, y: State) -> State:
-        now = time if isinstance(time, Tensor) else torch.full_like(t[0], time)
+        if isinstance(time, Tensor):
+            now = time.to(device)
+        else:  # made on the device, which then need not wait for the host
+            now = torch.full((), time, dtype=t.dtype, device=device)
         slope = list(_flatten(func(now, _unflatten(y0, iter(y)))))
         found = [(x.shape, x.dtype, x.device) for x in slope]
         if found != kinds:

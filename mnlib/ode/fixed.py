@@ -28,21 +28,22 @@ class FixedSteps:
         """Yield each step, the state after it and those at the requested times in it.
 
         Raises:
-            RuntimeError: more than ``max_steps`` steps, or a state that is not finite.
+            RuntimeError: more than ``max_steps`` steps, or a state that is not finite (unless a
+                CUDA graph is being recorded: there are no values yet).
 
         """
         times = plain(ts)
         # A sum is not finite as soon as one entry is not; it is looked at only once, at the end,
         # for a look makes the host wait for the device.
-        sums, ends = [_total(y)], [times[0]]
+        looking = not (y[0].is_cuda and torch.cuda.is_current_stream_capturing())
+        sums, ends = [_total(y)] if looking else [], [times[0]]
         for step in self.plan(times):
             y, outputs = retake(field, self.tableau, ts, step, y)
-            sums.append(_total(y))
+            if looking:
+                sums.append(_total(y))
             ends.append(moment(times, step.end))
             yield step, y, outputs
-        if sums[0].is_cuda and torch.cuda.is_current_stream_capturing():
-            return  # a CUDA graph is being recorded: there are no values yet
-        finite = torch.stack(sums).isfinite().tolist()
+        finite = torch.stack(sums).isfinite().tolist() if looking else []
         if not all(finite):
             raise RuntimeError(
                 f"the state is not finite at t = {ends[finite.index(False)]:.6g}; "

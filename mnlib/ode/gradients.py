@@ -31,7 +31,7 @@ class Checkpointed(torch.autograd.Function):
     def forward(ctx, solver, field, size, t, *tensors):
         """Solve, keeping every ``ctx.stride``-th state and the record of the steps."""
         ctx.save_for_backward(t, *tensors)
-        ctx.solver, ctx.field, ctx.size, ctx.autocast = solver, field, size, _autocast(t)
+        ctx.solver, ctx.field, ctx.size, ctx.autocast = solver, field, size, _autocast(tensors[0])
         y = list(tensors[:size])
         ctx.record, ctx.kept, ctx.stride, ctx.graph = [], [], 1, None
         found, times = {0: y}, t.tolist()
@@ -119,7 +119,7 @@ class Adjoint(torch.autograd.Function):
         solution = tuple(torch.stack(parts) for parts in zip(*states, strict=True))
         ctx.save_for_backward(t, *solution, *tensors[size:])
         ctx.solver, ctx.field, ctx.size, ctx.seminorm = solver, field, size, seminorm
-        ctx.autocast = _autocast(t)
+        ctx.autocast = _autocast(tensors[0])
         return solution
 
     @staticmethod
@@ -214,8 +214,8 @@ def _warn_if_astray(found: State, known: State, time: float) -> None:
             )
 
 
-def _autocast(t: Tensor) -> torch.autocast:
-    kind = t.device.type
+def _autocast(state: Tensor) -> torch.autocast:
+    kind = state.device.type
     return torch.autocast(
         kind,
         dtype=torch.get_autocast_dtype(kind),
