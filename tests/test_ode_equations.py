@@ -103,6 +103,10 @@ def test_erratum_equation_1_without_tau_has_no_limit():
         h = H0
         for k in range(n):
             h = h + sigma(k / n, h)
+        # n Euler steps of length one, with a field that changes n times more slowly
+        times = torch.arange(n + 1, dtype=torch.float64)
+        euler = odeint(lambda t, h, n=n: sigma(t / n, h), H0, times, method="euler")[-1]
+        assert close(h, euler)
         errors.append(float((h - exact).norm()))
     assert all(b > 1.5 * a for a, b in pairwise(errors))
 
@@ -117,6 +121,8 @@ def test_erratum_equation_3_limit_is_not_the_variable():
     """From 0 to t = 1 with t as limit and variable: a constant integrand, a product t σ(h(t))."""
     h = path()
     printed = H0 + SPAN[-1] * sigma(SPAN[-1], h[-1])
+    constant = sigma(SPAN[-1], h[-1]).expand(len(SPAN), 3)
+    assert close(printed, H0 + integral(constant))
     assert not close(printed, h[-1], 0.05)
 
 
@@ -144,6 +150,9 @@ def test_equation_5_with_its_terminal_condition_as_a_row(i):
 def test_erratum_equation_5_as_a_column():
     found = adjoint_path(convention=lambda a, jacobian: jacobian @ a)[0]
     assert not close(found, true_adjoint(0), 0.1)
+    # What is integrated is −J a: had J been transposed, as a column wants it, it would be right.
+    transposed = adjoint_path(convention=lambda a, jacobian: jacobian.T @ a)[0]
+    assert close(transposed, true_adjoint(0))
 
 
 def test_erratum_equation_5_without_terminal_condition():
