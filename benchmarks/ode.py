@@ -140,10 +140,7 @@ def main() -> None:
         variants = {name: lambda name=name: problem.run(name) for name in names}
         if method == "rk4":
             variants["rk4, the field alone"] = problem.alone
-        times = compare(
-            variants,
-            1 if arguments.quick else arguments.repeats,
-        )
+        times = compare(variants, 1 if arguments.quick else arguments.repeats)
         report(times, title=f"{method}, forward and backward")
         if method == "rk4":
             report(times, reference="rk4, torchdiffeq odeint_adjoint")

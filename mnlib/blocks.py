@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_input, conv2d_weight
+from torch.nn.grad import conv2d_weight
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -73,7 +73,9 @@ class _FiveByFive(torch.autograd.Function):
         s, channels = ctx.stride, len(weight)
         to_x = None
         if ctx.needs_input_grad[0]:
-            to_x = conv2d_input(x.shape, weight, grad, s, 2, groups=channels)
+            # what nn.Conv2d calls: given x, and not its shape alone, it keeps x's layout in memory
+            rest = (None, (s, s), (2, 2), (1, 1), False, (0, 0), channels, (True, False, False))
+            to_x = torch.ops.aten.convolution_backward(grad, x, weight, *rest)[0]
         # Shifted by a column, the output's gradient meets the outer columns of the kernel where
         # it met inner ones; at strides 1 and 2 the column that falls out only met padding.
         after, before = grad.roll(-1, 3), grad.roll(1, 3)
@@ -97,16 +99,16 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x``."""
         fast = (
-            torch.is_grad_enabled()
-            and self.weight.requires_grad
-            and x.is_cpu
-            and x.ndim == 4
-            and not torch.is_autocast_enabled("cpu")
-            and (self.kernel_size, self.padding, self.dilation) == ((5, 5), (2, 2), (1, 1))
+            (self.kernel_size, self.padding, self.dilation) == ((5, 5), (2, 2), (1, 1))
             and self.stride in ((1, 1), (2, 2))
             and self.groups == self.in_channels == self.out_channels
             and self.bias is None
             and self.padding_mode == "zeros"
+            and torch.is_grad_enabled()
+            and self.weight.requires_grad
+            and x.is_cpu
+            and x.ndim == 4
+            and not torch.is_autocast_enabled("cpu")
         )
         if fast:
             return _FiveByFive.apply(x, self.weight, self.stride[0])

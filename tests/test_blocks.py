@@ -93,6 +93,15 @@ def test_a_depthwise_5x5_convolution_has_pytorchs_gradients(height, width, strid
         torch.testing.assert_close(found, known, rtol=1e-12, atol=1e-12)
 
 
+def test_a_depthwise_5x5_convolution_keeps_the_layout_of_its_input():
+    x = torch.randn(2, 3, 7, 7).contiguous(memory_format=torch.channels_last).requires_grad_()
+    found, known = (
+        torch.autograd.grad(conv(x).square().sum(), x)[0]
+        for conv in (five_by_five(), nn.Conv2d(3, 3, 5, padding=2, groups=3))
+    )
+    assert found.stride() == known.stride() == x.stride()
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_depthwise_5x5_convolution_has_second_derivatives_and_one_for_each_image(stride):
     conv = five_by_five(2, stride).double()
