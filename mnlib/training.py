@@ -203,15 +203,15 @@ def accuracy(outputs: Tensor, labels: Tensor | np.ndarray) -> float:
 
 
 def split(labels: np.ndarray, held_out: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sorted indices kept and held out, ``held_out`` of them.
+    """Return the sorted indices kept and held out, ``held_out`` of them, which may be none.
 
     A class has the same share of its images held out as every other, to less than one image.
 
     Raises:
-        ValueError: ``held_out`` leaves nothing on one of the two sides.
+        ValueError: ``held_out`` is negative or leaves nothing to learn from.
 
     """
-    if not 0 < held_out < len(labels):
+    if not 0 <= held_out < len(labels):
         raise ValueError(f"cannot hold {held_out} of {len(labels)} images out; take fewer")
     rng = np.random.default_rng(seed)
     # an image's quantile within its own class, shuffled: the smallest ones are held out

@@ -68,6 +68,13 @@ def test_a_recorded_run_is_reproduced_by_its_checkpoint(toy, capsys):
     assert training.accuracy(outputs, test.labels) == run.accuracy
 
 
+def test_without_images_held_out_every_one_is_learnt_from(toy, monkeypatch):
+    monkeypatch.setitem(TABLE["toy"], "all", {"conv": partial(_task, build=_tiny, held_out=0)})
+    (run,) = experiments.run("toy", protocol="all", folder=toy)
+    assert run.results["trained_on"] == len(_load("train").labels)
+    assert "accuracy" not in run.results["curves"]
+
+
 def test_a_killed_run_leaves_its_progress_and_goes_on(toy, monkeypatch):
     whole = experiments.run("toy", models=["conv"], folder=toy / "whole")[0]
 
