@@ -163,6 +163,47 @@ def test_backpropagation_can_be_differentiated_twice():
         slope.backward()
 
 
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+@pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "adjoint"])
+def test_states_channels_last_meet_gradients_that_are(gradient, method):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 3, 3, padding=1).double()
+    image = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    layouts = []
+
+    def field(t, y):
+        slope = torch.tanh(conv(y))
+        if slope.requires_grad:
+            slope.register_hook(lambda g: layouts.append(g.stride()))
+        return slope
+
+    def solve(y0):
+        options = {"rtol": 1e-3, "atol": 1e-3} if method == "dopri5" else {"step_size": 0.1}
+        options |= {"method": method, "gradient": gradient, "params": tuple(conv.parameters())}
+        solution = odeint(field, y0, times(0.0, 1.0, count=3), **options)
+        assert all(y.stride() == y0.stride() for y in solution)
+        conv.zero_grad()
+        solution[1:].square().sum().backward()
+        return solution.detach(), y0.grad, conv.weight.grad.clone()
+
+    expected = solve(image.clone().requires_grad_())
+    layouts.clear()
+    channels_last = image.contiguous(memory_format=torch.channels_last)
+    found = solve(channels_last.clone().requires_grad_())
+    assert set(layouts) == {channels_last.stride()}
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
+
+
+def test_a_solution_channels_last_can_be_differentiated_twice():
+    y0 = torch.rand(1, 2, 2, 2, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+
+    def solve(y0):
+        return odeint(lambda t, y: torch.sin(y), y0, times(0.0, 1.0, count=2), method="rk4")
+
+    assert torch.autograd.gradgradcheck(solve, [y0.requires_grad_()])
+
+
 def test_checkpoint_may_be_differentiated_again():
     """The graph that the forward pass left is used up; the second time every step is retaken."""
     weight, y0 = torch.tensor([0.3], requires_grad=True), torch.tensor([1.0], requires_grad=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mnlib.ode.dopri5 import Dopri5
 from mnlib.ode.fixed import FixedSteps
 from mnlib.ode.gradients import Adjoint, Checkpointed, solve
-from mnlib.ode.runge_kutta import State, Time
+from mnlib.ode.runge_kutta import State, Time, stack
 from mnlib.ode.tableaux import EULER, MIDPOINT, RK4
 
 __all__ = ["Counted", "odeint"]
@@ -117,7 +117,7 @@ def odeint(
     field = _field(func, y0, leaves, t)
     if gradient == "backprop":
         ts = list(t.unbind()) if t.requires_grad else t.tolist()
-        solution = [torch.stack(x) for x in zip(*solve(solver, field, leaves, ts), strict=True)]
+        solution = [stack(x) for x in zip(*solve(solver, field, leaves, ts), strict=True)]
     elif gradient in GRADIENTS:
         if params is None:
             if not hasattr(func, "parameters"):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mnlib.ode.fixed import FixedSteps
-from mnlib.ode.runge_kutta import Field, State, Time, retake
+from mnlib.ode.runge_kutta import Field, State, Time, laid_out, retake, stack
 
 
 def solve(solver, field: Field, y: State, ts: Sequence[Time]) -> list[State]:
@@ -61,7 +61,7 @@ class Checkpointed(torch.autograd.Function):
                 ctx.kept, ctx.stride = ctx.kept[::2], 2 * ctx.stride
             found.update(outputs)
             y = new
-        return tuple(torch.stack([found[i][n] for i in range(len(t))]) for n in range(size))
+        return tuple(stack([found[i][n] for i in range(len(t))]) for n in range(size))
 
     @staticmethod
     @once_differentiable
@@ -73,7 +73,7 @@ class Checkpointed(torch.autograd.Function):
         totals = [torch.zeros_like(x) for x in wanted]
         grad_t = torch.zeros_like(t)
         a = [torch.zeros_like(x) for x in tensors[:size]]
-        times = t.tolist()
+        times, strides = t.tolist(), [x.stride() for x in a]
         with ctx.autocast:
             for first in reversed(range(0, len(ctx.record), ctx.stride)):
                 steps = ctx.record[first : first + ctx.stride]
@@ -94,7 +94,7 @@ class Checkpointed(torch.autograd.Function):
                     cotangents = list(a)
                     for j in step.inside:
                         new = new + outputs[j]
-                        cotangents += [g[j] for g in grads]
+                        cotangents += map(laid_out, (g[j] for g in grads), strides)
                     inputs = [*y, *wanted, *([leaf] if leaf.requires_grad else [])]
                     found = _pull_back(new, inputs, cotangents)
                     a = found[:size]
@@ -116,7 +116,7 @@ class Adjoint(torch.autograd.Function):
     def forward(ctx, solver, field, size, seminorm, t, *tensors):
         """Solve, keeping the solution at the requested times only."""
         states = solve(solver, field, list(tensors[:size]), t.tolist())
-        solution = tuple(torch.stack(parts) for parts in zip(*states, strict=True))
+        solution = tuple(stack(parts) for parts in zip(*states, strict=True))
         ctx.save_for_backward(t, *solution, *tensors[size:])
         ctx.solver, ctx.field, ctx.size, ctx.seminorm = solver, field, size, seminorm
         ctx.autocast = _autocast(tensors[0])

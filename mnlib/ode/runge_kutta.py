@@ -42,6 +42,31 @@ def plain(ts: Sequence[Time]) -> list[float]:
     return [float(t.detach()) if isinstance(t, Tensor) else t for t in ts]
 
 
+def laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """Return ``x`` with these strides, copied only if it has others."""
+    return x if x.stride() == strides else x.new_empty_strided(x.shape, strides).copy_(x)
+
+
+class _Stack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *states):
+        ctx.strides = torch.empty_like(states[0]).stride()
+        shape, strides = (len(states), *states[0].shape), (states[0].numel(), *ctx.strides)
+        return torch.stack(states, out=states[0].new_empty_strided(shape, strides))
+
+    @staticmethod
+    def backward(ctx, grad):
+        return tuple(laid_out(g, ctx.strides) for g in grad)
+
+
+def stack(states: Sequence[Tensor]) -> Tensor:
+    """Return ``torch.stack(states)``, its slices and their gradients laid out like the first state.
+
+    Else states channels last would meet gradients that are not, which makes convolutions slow.
+    """
+    return torch.stack(states) if states[0].is_contiguous() else _Stack.apply(*states)
+
+
 def combine(y: State, dt: Time, weights: Sequence[Time], slopes: Sequence[State]) -> State:
     """Return ``y + dt Σ weights_i slopes_i``."""
     terms = [
