@@ -113,7 +113,8 @@ def errata_table() -> HTML:
                 "the slides": html.escape(erratum.printed),
                 "right": html.escape(erratum.right),
                 "chapter": f'<a href="{erratum.chapter}.html">{erratum.section}</a>',
-                "test": html.escape(erratum.test.rpartition("::")[2]) or "–",
+                # a name in snake case may break after each of its words
+                "test": html.escape(erratum.test.rpartition("::")[2]).replace("_", "_<wbr>") or "–",
             }
             for erratum in claims.load_errata()
         ),
