@@ -162,10 +162,14 @@ class ODEBlock(nn.Module):
     def trajectory(self, h: Tensor, t: Tensor) -> Tensor:
         """Return the features at the times ``t``, which start at that of ``h``; len(t)×h.shape."""
 
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps} is no number of steps; give 1 or more")
+
         def field(time: Tensor, state: Tensor) -> Tensor:
             self.nfe += 1
             return self.field(time, state)
 
+        field.parameters = self.field.parameters
         return odeint(
             field,
             h,
@@ -175,5 +179,4 @@ class ODEBlock(nn.Module):
             rtol=self.tolerance,
             atol=self.tolerance,
             gradient=self.gradient,
-            params=self.field.parameters(),
         )

@@ -45,15 +45,15 @@ class Recipe:
     ``sizes`` holds the side in pixels that the images are resized to, epoch by epoch, so that its
     length is the number of epochs. ``optimiser`` is ``"sgd"`` (Nesterov momentum 0.9, linear
     warm-up over ``WARMUP`` of the steps to ``rate``, then linear to zero) or ``"adam"`` (constant
-    ``rate``; Kingma and Ba, 2015). ``decay`` spares norms and biases. ``augment`` shifts by up to
-    ``size // 8`` pixels, reflecting at the border, and flips left-right if ``mirror`` allows it;
-    with ``crop`` it cuts rectangles of at least that share of the area out instead of shifting.
-    ``penalties`` weighs, epoch by epoch, a term ``model.penalty()`` of the loss; without it there
-    is none. With ``averaged`` the result has the mean of the weights after each of that many last
-    epochs (Izmailov et al., 2018). ``precision`` is Fabric's, ``"32-true"`` or ``"bf16-mixed"``:
-    that of the forward pass in training. Weights stay float32, and what is evaluated is evaluated
-    in float32. (In ``"32-true"`` a recent GPU's convolutions round to TF32 in training, PyTorch's
-    default.)
+    ``rate``; Kingma and Ba, 2015). ``decay`` spares vectors, that is norms and biases. ``augment``
+    shifts by up to ``size // 8`` pixels, reflecting at the border, and flips left-right if
+    ``mirror`` allows it; with ``crop`` it cuts rectangles of at least that share of the area out
+    instead of shifting. ``penalties`` weighs, epoch by epoch, a term ``model.penalty()`` of the
+    loss; without it there is none. With ``averaged`` the result has the mean of the weights after
+    each of that many last epochs (Izmailov et al., 2018). ``precision`` is Fabric's,
+    ``"32-true"`` or ``"bf16-mixed"``: that of the forward pass in training. Weights stay float32,
+    and what is evaluated is evaluated in float32. (In ``"32-true"`` a recent GPU's convolutions
+    round to TF32 in training, PyTorch's default.)
     """
 
     sizes: tuple[int, ...]

@@ -161,6 +161,20 @@ def test_requested_times_do_not_change_the_steps_of_dopri5():
     assert coarse.nfe == fine.nfe
 
 
+def test_dopri5_repeats_no_attempt_that_has_failed():
+    attempts = []
+
+    def field(t, y):
+        attempts.append(float(t))
+        return torch.where(t > 0.1195, 30 * torch.cos(2e4 * t), 0.0) + 0 * y
+
+    ends = torch.tensor([0.0, 0.12], dtype=torch.float64)
+    odeint(field, torch.zeros(1).double(), ends, rtol=1e-6, atol=1e-6)
+    # the first evaluation within an attempt tells its start and its length
+    firsts = attempts[2::6]
+    assert len(set(firsts)) == len(firsts)
+
+
 def test_no_evaluation_leaves_the_interval():
     times = []
 

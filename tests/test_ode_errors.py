@@ -70,7 +70,10 @@ def test_bad_input(y0, t, options, error, words):
         (lambda y: y[:1], r"returned \(1,\) .* but the state is \(2,\)"),
         (lambda y: y.double(), "returned .*float64 .* state is .*float32"),
         (lambda y: y.to("meta"), "on meta"),
-        (lambda y: (y, y), r"returned \(2,\) .*, \(2,\)"),
+        (lambda y: (y, y), r"returned \(\(2,\) .*, \(2,\) .*\) at .* state is \(2,\)"),
+        (lambda y: (y,), r"returned \(\(2,\) .*\) at .* state is \(2,\)"),
+        (lambda y: [y], "returned list at"),
+        (lambda y: None, "returned NoneType at"),
     ],
 )
 def test_func_that_changes_shape_dtype_device_or_structure(method, wrong, words):

@@ -195,6 +195,51 @@ def test_states_channels_last_meet_gradients_that_are(gradient, method):
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("y0", [torch.rand(3, 2), torch.rand(2, 3).t()], ids=["rows", "columns"])
+def test_transforms_go_through_a_solve(y0):
+    def total(y):
+        return odeint(lambda t, y: -y.square(), y, times(0.0, 1.0).float(), method="rk4")[-1].sum()
+
+    expected = (1 + y0).square().reciprocal()  # of y0 / (1 + y0)
+    for found in (torch.func.grad(total)(y0), torch.func.jacfwd(total)(y0)):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
+    assert torch.func.hessian(total)(y0).shape == (3, 2, 3, 2)
+
+
+def test_the_derivative_with_respect_to_the_times_is_the_same_forward_and_backward():
+    def end(t):
+        return odeint(lambda t, y: y, torch.ones(()).double(), t, method="rk4", step_size=0.1)[-1]
+
+    backward = torch.func.jacrev(end)(times(0.0, 1.0, count=2))
+    torch.testing.assert_close(torch.func.jacfwd(end)(times(0.0, 1.0, count=2)), backward)
+    assert backward.tolist() == pytest.approx([-math.e, math.e], rel=1e-4)
+
+
+@pytest.mark.parametrize("gradient", ["checkpoint", "adjoint"])
+def test_parameters_replaced_for_the_forward_pass_only_are_noticed(gradient):
+    linear = nn.Linear(2, 2)
+    swapped = {"weight": torch.eye(2, requires_grad=True), "bias": torch.zeros(2)}
+
+    class Flow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = linear
+
+        def forward(self, y0):
+            field = Counted(lambda t, y: linear(y))
+            field.parameters = linear.parameters
+            options = {"method": "rk4", "step_size": 0.25, "gradient": gradient}
+            return odeint(field, y0, torch.tensor([0.0, 1.0]), **options)[-1].sum()
+
+    flow = Flow()
+    flow(torch.ones(2)).backward()
+    end = torch.func.functional_call(
+        flow, {f"linear.{k}": v for k, v in swapped.items()}, (torch.ones(2),)
+    )
+    with pytest.raises(RuntimeError, match="other parameters in the backward pass"):
+        end.backward()
+
+
 def test_a_solution_channels_last_can_be_differentiated_twice():
     y0 = torch.rand(1, 2, 2, 2, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
 

@@ -113,6 +113,25 @@ def test_smooth_blocks_converge_to_a_flow_at_the_solvers_order():
     assert 12 < errors[0] / errors[1] < 20
 
 
+@pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "adjoint"])
+def test_under_autocast_the_state_keeps_its_precision(gradient):
+    torch.manual_seed(0)
+    block = ODEBlock(VectorField(TwoConvolutions(8, group_norm, nn.SiLU), 8), gradient=gradient)
+    h = torch.randn(2, 8, 4, 4, requires_grad=True)
+    expected = block(h)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        end = block(h)
+    assert end.dtype == torch.float32
+    torch.testing.assert_close(end, expected, rtol=0.05, atol=0.05)
+    end.sum().backward()
+    assert h.grad.isfinite().all()
+
+
+def test_a_block_of_no_steps_is_refused():
+    with pytest.raises(ValueError, match="steps=0"):
+        ODEBlock(VectorField(TwoConvolutions(4), 4), steps=0)(torch.zeros(1, 4, 4, 4))
+
+
 def test_trajectory_starts_at_the_input_and_ends_at_the_output():
     torch.manual_seed(0)
     block = ODEBlock(VectorField(TwoConvolutions(8, group_norm, nn.SiLU), 8), steps=4)

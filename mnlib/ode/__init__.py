@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 from mnlib.ode.dopri5 import Dopri5
 from mnlib.ode.fixed import FixedSteps
 from mnlib.ode.gradients import Adjoint, Checkpointed, solve
-from mnlib.ode.runge_kutta import State, Time, stack
+from mnlib.ode.runge_kutta import Field, State, Time, stack
 from mnlib.ode.tableaux import EULER, MIDPOINT, RK4
 
 __all__ = ["Counted", "odeint"]
@@ -58,7 +59,8 @@ def odeint(
 
     Args:
         func: right-hand side; takes a 0-dimensional time, on the state's device, and the state,
-            returns a tensor, or nested tuples, of the state's shape, dtype and device.
+            returns a tensor, or nested tuples, of the state's shape, dtype (any under autocast)
+            and device.
         y0: initial state, a tensor or nested tuples of tensors, float32 or float64 (bfloat16 in
             mixed precision), all of one dtype on one device.
         t: at least two strictly increasing or strictly decreasing times, of y0's dtype, on its
@@ -85,7 +87,8 @@ def odeint(
             so segments of √steps *graphs*, the usual checkpointing, would cost more memory up to
             thousands of steps; a reversible method would need O(1), but it is another method with
             poorer stability. ``func`` must give the same value when called again: no dropout, no
-            batch statistics.
+            batch statistics. It is called in the backward pass, step by step, and so are hooks of
+            its parameters; that holds for ``"adjoint"``, too.
 
             ``"adjoint"``, the continuous adjoint (Chen et al., 2018), O(1) memory in the steps, is
             **approximate**: it solves another equation backwards, with an error of its own. That
@@ -107,7 +110,8 @@ def odeint(
             returns another structure, shape, dtype or device than y0's.
         ValueError: an unknown name, a time or option out of its range, or parameters not given.
         RuntimeError: dopri5's step underflows, the state is not finite (which is not looked at
-            while a CUDA graph is being recorded), or too many steps.
+            while a CUDA graph is being recorded), too many steps, or ``func`` has other parameters
+            in the backward pass than in the forward one.
 
     """
     leaves = list(_flatten(y0))
@@ -116,7 +120,8 @@ def odeint(
     solver = _solver(method, rtol, atol, step_size, max_steps)
     field = _field(func, y0, leaves, t)
     if gradient == "backprop":
-        ts = list(t.unbind()) if t.requires_grad else t.tolist()
+        wanted = t.requires_grad or unpack_dual(t).tangent is not None
+        ts = list(t.unbind()) if wanted else t.tolist()
         solution = [stack(x) for x in zip(*solve(solver, field, leaves, ts), strict=True)]
     elif gradient in GRADIENTS:
         if params is None:
@@ -125,7 +130,8 @@ def odeint(
                     f"gradient={gradient!r} needs to know the parameters of func, which is no "
                     "module; pass params, or params=() if it has none"
                 )
-            params = func.parameters()
+            params = list(func.parameters())
+            field = _with_these(params, func, field)
         rest = (t, *leaves, *dict.fromkeys(params))  # one given twice would count twice
         if gradient == "checkpoint":
             solution = Checkpointed.apply(solver, field, len(leaves), *rest)
@@ -152,30 +158,54 @@ def _unflatten(like: Tree, leaves: Iterator[Tensor]) -> Tree:
     return tuple(_unflatten(part, leaves) for part in like)
 
 
-def _field(func, y0: Tree, leaves: State, t: Tensor) -> Callable[[Time, State], State]:
+def _field(func, y0: Tree, leaves: State, t: Tensor) -> Field:
     """Turn ``func`` into a function of lists that checks what ``func`` returns."""
-    kinds = [(x.shape, x.dtype, x.device) for x in leaves]
-    device = leaves[0].device
+    device, dtype, expected = leaves[0].device, leaves[0].dtype, _describe(y0)
 
     def field(time: Time, y: State) -> State:
         if isinstance(time, Tensor):
             now = time.to(device)
         else:  # made on the device, which then need not wait for the host
             now = torch.full((), time, dtype=t.dtype, device=device)
-        slope = list(_flatten(func(now, _unflatten(y0, iter(y)))))
-        found = [(x.shape, x.dtype, x.device) for x in slope]
-        if found != kinds:
+        slope = func(now, _unflatten(y0, iter(y)))
+        if torch.is_autocast_enabled(device.type):
+            slope = _cast(slope, dtype)
+        if _describe(slope) != expected:
             raise TypeError(
-                f"func returned {_describe(found)} at t = {float(time):.6g}, but the state is "
-                f"{_describe(kinds)}; they must agree"
+                f"func returned {_describe(slope)} at t = {float(time):.6g}, but the state is "
+                f"{expected}; they must agree"
             )
-        return slope
+        return list(_flatten(slope))
 
     return field
 
 
-def _describe(kinds: list) -> str:
-    return ", ".join(f"{tuple(shape)} {dtype} on {device}" for shape, dtype, device in kinds)
+def _with_these(params: list[Tensor], func, field: Field) -> Field:
+    """Let ``field`` be evaluated only as long as ``params`` are the parameters of ``func``."""
+
+    def checked(time: Time, y: State) -> State:
+        if [*map(id, func.parameters())] != [*map(id, params)]:
+            raise RuntimeError(
+                "func has other parameters in the backward pass than in the forward one; go back "
+                "within torch.func.functional_call too, or choose gradient='backprop'"
+            )
+        return field(time, y)
+
+    return checked
+
+
+def _cast(tree: object, dtype: torch.dtype) -> object:
+    if isinstance(tree, tuple):
+        return tuple(_cast(part, dtype) for part in tree)
+    return tree.to(dtype) if isinstance(tree, Tensor) else tree
+
+
+def _describe(tree: object) -> str:
+    if isinstance(tree, tuple):
+        return f"({', '.join(map(_describe, tree))})"
+    if isinstance(tree, Tensor):
+        return f"{tuple(tree.shape)} {tree.dtype} on {tree.device}"
+    return type(tree).__name__
 
 
 def _check_state(leaves: State, t: Tensor) -> None:

@@ -6,6 +6,7 @@ be retaken with either.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -47,24 +48,21 @@ def laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
     return x if x.stride() == strides else x.new_empty_strided(x.shape, strides).copy_(x)
 
 
-class _Stack(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, *states):
-        ctx.strides = torch.empty_like(states[0]).stride()
-        shape, strides = (len(states), *states[0].shape), (states[0].numel(), *ctx.strides)
-        return torch.stack(states, out=states[0].new_empty_strided(shape, strides))
-
-    @staticmethod
-    def backward(ctx, grad):
-        return tuple(laid_out(g, ctx.strides) for g in grad)
-
-
 def stack(states: Sequence[Tensor]) -> Tensor:
     """Return ``torch.stack(states)``, its slices and their gradients laid out like the first state.
 
     Else states channels last would meet gradients that are not, which makes convolutions slow.
     """
-    return torch.stack(states) if states[0].is_contiguous() else _Stack.apply(*states)
+    if states[0].is_contiguous():
+        return torch.stack(states)
+    strides = torch.empty_like(states[0]).stride()
+    order = sorted(range(len(strides)), key=lambda i: -strides[i])
+    laid = tuple(strides[i] for i in order)
+    rows = [x.permute(order) for x in states]  # contiguous, and not the caller's own tensors
+    for row in rows:
+        if row.requires_grad:
+            row.register_hook(partial(laid_out, strides=laid))
+    return torch.stack(rows).permute(0, *(1 + order.index(i) for i in range(len(order))))
 
 
 def combine(y: State, dt: Time, weights: Sequence[Time], slopes: Sequence[State]) -> State:
