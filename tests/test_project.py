@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -148,6 +149,7 @@ class TestNotebook:
 
 
 BREAKAGES = {
+    "test": "`test_that_is_nowhere`",
     "cell": "```{code-cell}\nassert False\n```",
     "reference": "See {ref}`nowhere`.",
     "citation": "See {cite}`nobody1900`.",
@@ -203,7 +205,7 @@ $$a = b$$ (eq-own)
 
 $$c = d$$ (eq-slides-7)
 
-See {eq}`eq-slides-7`.
+See {eq}`eq-slides-7`, held by `test_order_of_convergence`.
 """
     (tmp_path / "book").mkdir()
     for value in ("first", "second"):
@@ -214,3 +216,8 @@ See {eq}`eq-slides-7`.
         assert f"{value} value" in html
     assert '<span class="eqno">(7)' in html
     assert '<a class="reference internal" href="#equation-eq-slides-7">(7)</a>' in html
+    source, line = re.search(r'href="tests/(test_ode.html)#line-(\d+)"', html).groups()
+    shown = (tmp_path / "_build/html/tests" / source).read_text()
+    assert f'id="line-{line}"' in shown or f'name="line-{line}"' in shown
+    ode = (ROOT / "tests" / "test_ode.py").read_text().splitlines()
+    assert ode[int(line) - 1].startswith("def test_order_of_convergence(")
