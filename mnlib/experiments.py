@@ -45,10 +45,6 @@ GOOD_ODE = Recipe(
     penalties=(0.0,) * 4 + (0.5,) * 70 + (3.0,) * 12,
     precision="bf16-mixed",
 )
-#: A training to go on with: the rate rises once more, to a quarter, and the weights on its way
-#: down are averaged.
-AVERAGED = Recipe(sizes=(32,) * 15, rate=0.05, averaged=10, precision="bf16-mixed")
-AVERAGED_ODE = dataclasses.replace(AVERAGED, penalties=(3.0,) * 15)
 MNIST = Recipe(
     sizes=(20,) * 6 + (28,) * 4,
     mirror=False,
@@ -301,22 +297,6 @@ def evaluate(run: Run) -> float | None:
     return training.accuracy(training.outputs(trained(run), run, test.images), test.labels)
 
 
-def _recorded(experiment: str, model: str, protocol: str, seed: int = 0) -> Run:
-    wanted = (model, protocol, seed)
-    found = [r for r in runs.load_runs(experiment) if (r.model, r.protocol, r.seed) == wanted]
-    if not found:
-        raise FileNotFoundError(
-            f"no network to go on with is recorded: run: mnlib run {experiment} "
-            f"--protocol {protocol} --model {model} --seed {seed}"
-        )
-    return found[0]
-
-
-def _good(model: str) -> nn.Module:
-    """Return the first network of Table 1's good protocol, to train on."""
-    return trained(_recorded("table1", model, "good"))
-
-
 def _mirrored(
     seed: int,
     names: dict[str, str],
@@ -333,7 +313,15 @@ def _mirrored(
     0, and the weights are those of the run named ``results["of"]``.
     """
     now, start = runs.environment(), time.perf_counter()
-    source = _recorded(names["experiment"], names["model"], of, seed)
+    experiment, model = names["experiment"], names["model"]
+    wanted = (model, of, seed)
+    found = [r for r in runs.load_runs(experiment) if (r.model, r.protocol, r.seed) == wanted]
+    if not found:
+        raise FileNotFoundError(
+            f"no network to test is recorded: run: mnlib run {experiment} --protocol {of} "
+            f"--model {model} --seed {seed}"
+        )
+    (source,) = found
     test = load("test")
     run = dataclasses.replace(source, **names, **now, epochs=0)
     answers = training.outputs(trained(source), run, test.images)
@@ -430,10 +418,6 @@ EXPERIMENTS: dict[str, dict[str, dict[str, Callable[[int, dict[str, str]], Outco
         "good": {
             "resnet20": partial(_cifar, build=ResNet20, recipe=GOOD),
             "neural_ode": partial(_ode, build=NeuralODE, recipe=GOOD_ODE),
-        },
-        "averaged": {
-            "resnet20": partial(_cifar, build=partial(_good, "resnet20"), recipe=AVERAGED),
-            "neural_ode": partial(_ode, build=partial(_good, "neural_ode"), recipe=AVERAGED_ODE),
         },
         # the good recipe has been chosen: now the images it was chosen with are learnt from, too
         "trainval": {

@@ -18,7 +18,6 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, update_bn
 from tqdm import tqdm
 
 from mnlib.runs import Run, written_whole
@@ -49,11 +48,10 @@ class Recipe:
     shifts by up to ``size // 8`` pixels, reflecting at the border, and flips left-right if
     ``mirror`` allows it; with ``crop`` it cuts rectangles of at least that share of the area out
     instead of shifting. ``penalties`` weighs, epoch by epoch, a term ``model.penalty()`` of the
-    loss; without it there is none. With ``averaged`` the result has the mean of the weights after
-    each of that many last epochs (Izmailov et al., 2018). ``precision`` is Fabric's,
-    ``"32-true"`` or ``"bf16-mixed"``: that of the forward pass in training. Weights stay float32,
-    and what is evaluated is evaluated in float32. (In ``"32-true"`` a recent GPU's convolutions
-    round to TF32 in training, PyTorch's default.)
+    loss; without it there is none. ``precision`` is Fabric's, ``"32-true"`` or ``"bf16-mixed"``:
+    that of the forward pass in training. Weights stay float32, and what is evaluated is evaluated
+    in float32. (In ``"32-true"`` a recent GPU's convolutions round to TF32 in training, PyTorch's
+    default.)
     """
 
     sizes: tuple[int, ...]
@@ -67,7 +65,6 @@ class Recipe:
     crop: float = 0.0
     statistics: str = "cifar10"
     penalties: tuple[float, ...] = ()
-    averaged: int = 0
     precision: str = "32-true"
 
     def __post_init__(self) -> None:
@@ -81,8 +78,6 @@ class Recipe:
             raise ValueError(
                 f"{len(self.penalties)} penalties for {self.epochs} epochs; give as many or none"
             )
-        if not 0 <= self.averaged <= self.epochs:
-            raise ValueError(f"cannot average {self.averaged} of {self.epochs} epochs; give fewer")
         if self.precision not in ("32-true", "bf16-mixed"):
             raise ValueError(
                 f"precision {self.precision!r} is unknown; use '32-true' or 'bf16-mixed'"
@@ -288,7 +283,6 @@ def fit(
     optimiser = _optimiser(bare, recipe)
     model, optimiser = fabric.setup(model, optimiser)
     history: dict[str, list[float]] = {"loss": [], "losses": [], "seconds": []}
-    mean = AveragedModel(bare) if recipe.averaged else None
     if validation is not None:
         history["accuracy"] = []
     identity = _identity(bare, recipe, seed, len(images))
@@ -297,8 +291,6 @@ def fit(
         if saved["identity"] != identity:
             raise ValueError(f"{progress} belongs to another training; remove it to start afresh")
         bare.load_state_dict(saved["model"])
-        if mean is not None:
-            mean.load_state_dict(saved["mean"])
         optimiser.load_state_dict(saved["optimiser"])
         history = saved["history"]
 
@@ -344,14 +336,12 @@ def fit(
             losses[step] = learn(x, y)
             optimiser.step()
         losses = fabric.all_reduce(losses)
-        loss = losses.mean().item()
-        if not np.isfinite(loss):
-            raise FloatingPointError(f"loss {loss} in epoch {epoch + 1}; lower rate {recipe.rate}")
-        history["loss"].append(loss)
+        mean = losses.mean().item()
+        if not np.isfinite(mean):
+            raise FloatingPointError(f"loss {mean} in epoch {epoch + 1}; lower rate {recipe.rate}")
+        history["loss"].append(mean)
         parts = losses.tensor_split(min(steps, LOSSES_AN_EPOCH))
         history["losses"] += [part.mean().item() for part in parts]
-        if mean is not None and epoch >= recipe.epochs - recipe.averaged:
-            mean.update_parameters(bare)
         if validation is not None:
             outputs = logits(
                 bare,
@@ -366,18 +356,12 @@ def fit(
             state = {
                 "identity": identity,
                 "model": bare.state_dict(),
-                "mean": None if mean is None else mean.state_dict(),
                 "optimiser": optimiser.state_dict(),
                 "history": history,
             }
             with written_whole(progress) as part:
                 torch.save(state, part)
         fabric.barrier()
-    if mean is not None:
-        # of mean weights the batch statistics are not the mean ones
-        parts = images.split(batch)
-        update_bn((prepare(x, recipe.sizes[-1], recipe.statistics) for x in parts), mean)
-        bare.load_state_dict(mean.module.state_dict())
     return history
 
 

@@ -61,10 +61,10 @@ def test_the_loop_learns_what_can_be_learnt():
     assert training.accuracy(outputs, labels) > 0.95
 
 
-@pytest.mark.parametrize(("optimiser", "averaged"), [("sgd", 0), ("adam", 0), ("sgd", 3)])
-def test_a_killed_run_resumes_to_the_very_same_losses(tmp_path, monkeypatch, optimiser, averaged):
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_a_killed_run_resumes_to_the_very_same_losses(tmp_path, monkeypatch, optimiser):
     images, labels = stripes(64)
-    recipe = dataclasses.replace(RECIPE, optimiser=optimiser, rate=0.01, averaged=averaged)
+    recipe = dataclasses.replace(RECIPE, optimiser=optimiser, rate=0.01)
     whole_net = net()
     whole = training.fit(whole_net, images, labels, recipe, seed=5, fabric=Fabric(**CPU))
 
@@ -146,33 +146,6 @@ def test_a_replayed_step_is_the_step(precision, monkeypatch):
         assert replayed == pytest.approx(eager, abs=tolerance)
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, rtol=tolerance, atol=tolerance)
-
-
-def test_averaged_weights_are_the_mean_over_epochs_with_their_own_batch_statistics(monkeypatch):
-    images, labels = stripes(64)
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
-    after = []
-
-    def noted(network, *args, original=training.logits, **kwargs):
-        after.append([p.detach().clone() for p in network.parameters()])
-        return original(network, *args, **kwargs)
-
-    monkeypatch.setattr(training, "logits", noted)
-    training.fit(
-        model,
-        images,
-        labels,
-        dataclasses.replace(RECIPE, averaged=3),
-        validation=(images, labels),
-        fabric=Fabric(**CPU),
-    )
-    assert len(after) == 4
-    for found, *kept in zip(model.parameters(), *after[1:], strict=True):
-        torch.testing.assert_close(found, sum(kept) / 3)
-    with torch.no_grad():
-        x = model[0](training.prepare(torch.as_tensor(images), 8, "cifar10"))
-    torch.testing.assert_close(model[1].running_mean, x.mean((0, 2, 3)))
 
 
 @settings(deadline=None, max_examples=20)
@@ -287,8 +260,6 @@ def test_bad_input_is_refused_in_one_sentence():
         training.Recipe(sizes=(8, 8), penalties=(1.0,))
     with pytest.raises(ValueError, match="optimiser"):
         training.Recipe(sizes=(8,), optimiser="lion")
-    with pytest.raises(ValueError, match="average 2 of 1 epochs"):
-        training.Recipe(sizes=(8,), averaged=2)
     with pytest.raises(ValueError, match="statistics"):
         training.Recipe(sizes=(8,), statistics="svhn")
     with pytest.raises(ValueError, match="uint8"):
