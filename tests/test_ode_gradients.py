@@ -9,6 +9,7 @@ import torchdiffeq
 from torch import nn
 
 from mnlib.ode import Counted, odeint
+from mnlib.residual import ODEBlock, VectorField
 
 TIGHT = {"method": "dopri5", "rtol": 1e-11, "atol": 1e-12}
 
@@ -217,25 +218,11 @@ def test_the_derivative_with_respect_to_the_times_is_the_same_forward_and_backwa
 
 @pytest.mark.parametrize("gradient", ["checkpoint", "adjoint"])
 def test_parameters_replaced_for_the_forward_pass_only_are_noticed(gradient):
-    linear = nn.Linear(2, 2)
-    swapped = {"weight": torch.eye(2, requires_grad=True), "bias": torch.zeros(2)}
-
-    class Flow(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = linear
-
-        def forward(self, y0):
-            field = Counted(lambda t, y: linear(y))
-            field.parameters = linear.parameters
-            options = {"method": "rk4", "step_size": 0.25, "gradient": gradient}
-            return odeint(field, y0, torch.tensor([0.0, 1.0]), **options)[-1].sum()
-
-    flow = Flow()
-    flow(torch.ones(2)).backward()
-    end = torch.func.functional_call(
-        flow, {f"linear.{k}": v for k, v in swapped.items()}, (torch.ones(2),)
-    )
+    block = ODEBlock(VectorField(nn.Linear(2, 2), 2), steps=4, gradient=gradient)
+    h = torch.ones(1, 2, 1, 2)
+    block(h).sum().backward()
+    swapped = {"field.branch.weight": torch.eye(2, requires_grad=True)}
+    end = torch.func.functional_call(block, swapped, (h,)).sum()
     with pytest.raises(RuntimeError, match="other parameters in the backward pass"):
         end.backward()
 

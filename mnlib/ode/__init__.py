@@ -5,6 +5,7 @@ The calling convention is torchdiffeq's, so that the two can be exchanged and co
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -124,19 +125,22 @@ def odeint(
         ts = list(t.unbind()) if wanted else t.tolist()
         solution = [stack(x) for x in zip(*solve(solver, field, leaves, ts), strict=True)]
     elif gradient in GRADIENTS:
-        if params is None:
+        own = params is None
+        if own:
             if not hasattr(func, "parameters"):
                 raise ValueError(
                     f"gradient={gradient!r} needs to know the parameters of func, which is no "
                     "module; pass params, or params=() if it has none"
                 )
             params = list(func.parameters())
-            field = _with_these(params, func, field)
         rest = (t, *leaves, *dict.fromkeys(params))  # one given twice would count twice
         if gradient == "checkpoint":
             solution = Checkpointed.apply(solver, field, len(leaves), *rest)
         else:
             solution = Adjoint.apply(solver, field, len(leaves), seminorm, *rest)
+        for x in solution:
+            if own and x.requires_grad:  # to look once, as the backward pass begins
+                x.register_hook(partial(_check_parameters, func, params))
     else:
         raise ValueError(f"gradient={gradient!r} is unknown; choose one of {', '.join(GRADIENTS)}")
     return _unflatten(y0, iter(solution))
@@ -180,18 +184,12 @@ def _field(func, y0: Tree, leaves: State, t: Tensor) -> Field:
     return field
 
 
-def _with_these(params: list[Tensor], func, field: Field) -> Field:
-    """Let ``field`` be evaluated only as long as ``params`` are the parameters of ``func``."""
-
-    def checked(time: Time, y: State) -> State:
-        if [*map(id, func.parameters())] != [*map(id, params)]:
-            raise RuntimeError(
-                "func has other parameters in the backward pass than in the forward one; go back "
-                "within torch.func.functional_call too, or choose gradient='backprop'"
-            )
-        return field(time, y)
-
-    return checked
+def _check_parameters(func, params: list[Tensor], _gradient: Tensor) -> None:
+    if [*map(id, func.parameters())] != [*map(id, params)]:
+        raise RuntimeError(
+            "func has other parameters in the backward pass than in the forward one; go back "
+            "within torch.func.functional_call too, or choose gradient='backprop'"
+        )
 
 
 def _cast(tree: object, dtype: torch.dtype) -> object:

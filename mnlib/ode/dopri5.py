@@ -63,10 +63,10 @@ class Dopri5:
                     f"atol={self.atol}, or use float64"
                 )
             # The safety factor leaves room for a last step that is a tenth longer.
-            final = start[2] + 1.1 * length >= 1
-            if final:
-                length = 1 - start[2]
-            end = (0, -1, 1.0 if final else start[2] + length)
+            stop = start[2] + length
+            if start[2] + 1.1 * length >= 1:
+                length, stop = 1 - start[2], 1.0
+            end = (0, -1, stop)
             ends = moment(ts, start), moment(ts, end)
             new, slopes = advance(field, self.tableau, *ends, y, slope)
             slopes.append(field(ends[1], new))
