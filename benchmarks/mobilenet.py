@@ -8,7 +8,9 @@ after ``torch.compile``, which takes 10 to 40 s and wants a C++ compiler.
 """
 
 import argparse
+import copy
 import time
+from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
@@ -19,7 +21,8 @@ from _timing import Times, compare, report
 from torch import nn
 
 from mnlib import models
-from mnlib.blocks import count_macs, count_parameters, fold_batch_norm, optimize_for_inference
+from mnlib.blocks import count_macs, count_parameters, fold_batch_norm
+from mnlib.kernels import faster
 from mnlib.memory import keep_freed
 from mnlib.models.mobilenet import last_stage_after, last_stage_before
 
@@ -38,6 +41,25 @@ def settled(model: nn.Module, x: torch.Tensor) -> nn.Module:
     with torch.no_grad():
         model.train()(x)
     return model.eval()
+
+
+def optimize_for_inference(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a compiled copy of ``model`` for evaluation, with frozen weights and folded norms.
+
+    It computes the same function up to float rounding, without gradients. The first call with a
+    new shape compiles for 10 to 20 s and needs a C++ compiler: where either is too much, use
+    :func:`fold_batch_norm`.
+    """
+    from torch._inductor import config  # takes a second to import
+
+    compiled = torch.compile(copy.deepcopy(model).eval().to(memory_format=torch.channels_last))
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        # set as torch.compile's option, freezing leaves the weights in their slower layout
+        with torch.no_grad(), config.patch(freezing=True):
+            return compiled(x)
+
+    return run
 
 
 def evaluation(name: str, x: torch.Tensor, repeats: int) -> None:
@@ -75,7 +97,7 @@ def train(connection: Connection, name: str, variant: str, shape: tuple[int, ...
     x, labels = torch.randn(shape), torch.arange(shape[0])
     model = getattr(models if ours else torchvision.models, name)().train()
     if ours:
-        model = model.to(memory_format=torch.channels_last)
+        model = faster(model.to(memory_format=torch.channels_last))
         x = x.contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=ours or None)
     if "compiled" in variant:

@@ -9,110 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.grad import conv2d_weight
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
-
-class _Clamp(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.mark_dirty(x)
-        y = x.clamp_(0, 6)
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx, grad):
-        (y,) = ctx.saved_tensors
-        return torch.ops.aten.hardtanh_backward(grad, y, 0, 6)
-
-
-class ReLU6(nn.ReLU6):
-    """``nn.ReLU6`` in place that keeps no copy of its input for the backward pass, as that does.
-
-    The output alone tells where the derivative is 1 and where 0.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Clamp ``x`` to 0..6 and return it."""
-        return _Clamp.apply(x) if x.requires_grad else super().forward(x)
-
-
-class Hardswish(nn.Hardswish):
-    """``nn.Hardswish`` that is never in place where a gradient is wanted, which needs the input."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``x * relu6(x + 3) / 6``."""
-        return F.hardswish(x, self.inplace and not x.requires_grad)
-
-
-NONLINEARITIES = {"RE": nn.ReLU, "RE6": ReLU6, "HS": Hardswish}
-
-
-class _FiveByFive(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x, weight, stride):
-        return F.conv2d(x, weight, None, stride, 2, groups=len(weight))
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, weight, ctx.stride = inputs
-        ctx.save_for_backward(x, weight)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
-        s, channels = ctx.stride, len(weight)
-        to_x = None
-        if ctx.needs_input_grad[0]:
-            # what nn.Conv2d calls: given x, and not its shape alone, it keeps x's layout in memory
-            rest = (None, (s, s), (2, 2), (1, 1), False, (0, 0), channels, (True, False, False))
-            to_x = torch.ops.aten.convolution_backward(grad, x, weight, *rest)[0]
-        # Shifted by a column, the output's gradient meets the outer columns of the kernel where
-        # it met inner ones; at strides 1 and 2 the column that falls out only met padding.
-        after, before = grad.roll(-1, 3), grad.roll(1, 3)
-        after[..., -1] = before[..., 0] = 0
-        left, middle, right = (
-            conv2d_weight(x, (channels, 1, 5, 3), g, s, (2, 1), groups=channels)
-            for g in (after, grad, before)
-        )
-        to_weight = torch.cat([left[..., s - 1 : s], middle, right[..., 3 - s : 4 - s]], 3)
-        return to_x, to_weight, None
-
-
-class Conv2d(nn.Conv2d):
-    """``nn.Conv2d`` whose depthwise 5×5 kernels, as MobileNetV3 has them, train faster on the CPU.
-
-    oneDNN takes the gradient of a depthwise kernel of at most three columns channel by channel, but
-    that of a wider one as if it were dense in blocks of 16 channels. Here it comes in three parts
-    of 5×3, outside mixed precision.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve ``x``."""
-        fast = (
-            (self.kernel_size, self.padding, self.dilation) == ((5, 5), (2, 2), (1, 1))
-            and self.stride in ((1, 1), (2, 2))
-            and self.groups == self.in_channels == self.out_channels
-            and self.bias is None
-            and self.padding_mode == "zeros"
-            and torch.is_grad_enabled()
-            and self.weight.requires_grad
-            and x.is_cpu
-            and x.ndim == 4
-            and not torch.is_autocast_enabled("cpu")
-        )
-        if fast:
-            return _FiveByFive.apply(x, self.weight, self.stride[0])
-        return super().forward(x)
+NONLINEARITIES = {"RE": nn.ReLU, "RE6": nn.ReLU6, "HS": nn.Hardswish}
 
 
 class Row(NamedTuple):
@@ -160,7 +64,7 @@ class ConvNormActivation(nn.Sequential):
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
     ):
         layers = [
-            Conv2d(
+            nn.Conv2d(
                 in_channels,
                 out_channels,
                 kernel,
@@ -184,10 +88,10 @@ class ConvNormActivation(nn.Sequential):
 class SqueezeExcitation(nn.Module):
     """Scale each channel by a gate that sees the mean of all channels (Hu et al., 2018).
 
-    For an input u of shape N×C×H×W, z = mean of u over H and W (8), s = σ(W₂ δ(W₁ z + b₁) + b₂)
-    (9) with δ the ReLU, and the output is s·u (10). W₁ squeezes to C/reduction channels, rounded
-    by :func:`round_channels`. σ is ``gate``: the sigmoid of Hu et al. or, in MobileNetV3,
-    ``nn.Hardsigmoid``.
+    For an input u of shape N×C×H×W, z is the mean of u over H and W, the slides' equation (9),
+    s = gate(W₂ ReLU(W₁ z + b₁) + b₂) the excitation, and the output s·u, their (10). W₁ squeezes to
+    C/reduction channels, rounded by :func:`round_channels`. ``gate`` is the sigmoid of Hu et al.
+    or, in MobileNetV3, ``nn.Hardsigmoid``.
     """
 
     def __init__(self, channels: int, reduction: float = 4, gate: type[nn.Module] = nn.Sigmoid):
@@ -199,11 +103,8 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """Return s·u, N×C×H×W."""
-        # The gradient of a sum, unlike that of a mean, is spread over H×W without being stored.
-        total = u.sum((2, 3), keepdim=True, dtype=torch.promote_types(u.dtype, torch.float32))
-        z = (total / (u.shape[2] * u.shape[3])).to(u.dtype)
-        s = self.gate(self.fc2(self.fc1(z).relu()))
-        return s * u
+        z = u.mean((2, 3), keepdim=True)
+        return self.gate(self.fc2(self.fc1(z).relu())) * u
 
 
 @contextmanager
@@ -237,6 +138,8 @@ class InvertedResidual(nn.Module):
 
     """
 
+    flat: Final[bool]  # a constant, for TorchScript leaves the other branch out
+
     def __init__(
         self,
         in_channels: int,
@@ -257,6 +160,7 @@ class InvertedResidual(nn.Module):
         if se:
             layers += [SqueezeExcitation(expanded, gate=nn.Hardsigmoid)]
         projection = ConvNormActivation(expanded, out, 1, None, norm=norm)
+        self.flat = flat
         if flat:
             self.conv = nn.Sequential(*layers, *projection)
         else:
@@ -265,8 +169,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the projection, plus ``x`` where the shape is kept."""
-        (body,) = self.children()
-        return x + body(x) if self.shortcut else body(x)
+        y = self.conv(x) if self.flat else self.block(x)
+        return x + y if self.shortcut else y
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:
@@ -282,25 +186,6 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
                 if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                     module[i], module[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
     return model.to(memory_format=torch.channels_last)
-
-
-def optimize_for_inference(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return a compiled copy of ``model`` for evaluation, with frozen weights and folded norms.
-
-    It computes the same function up to float rounding, without gradients. The first call with a
-    new shape compiles for 10 to 20 s and needs a C++ compiler: where either is too much, use
-    :func:`fold_batch_norm`.
-    """
-    from torch._inductor import config  # takes a second to import
-
-    compiled = torch.compile(copy.deepcopy(model).eval().to(memory_format=torch.channels_last))
-
-    def run(x: Tensor) -> Tensor:
-        # set as torch.compile's option, freezing leaves the weights in their slower layout
-        with torch.no_grad(), config.patch(freezing=True):
-            return compiled(x)
-
-    return run
 
 
 class Layer(NamedTuple):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from mnlib import kernels
 from mnlib.runs import Run, written_whole
 
 #: Mean and standard deviation of each channel in [0, 1]: of CIFAR-10's and of MNIST's training
@@ -294,74 +295,84 @@ def fit(
         optimiser.load_state_dict(saved["optimiser"])
         history = saved["history"]
 
-    for epoch in range(len(history["loss"]), recipe.epochs):
-        start = time.perf_counter()
-        # for what is random within the model, in each process otherwise
-        torch.manual_seed(epoch * 1_000_003 + seed + 7919 * fabric.global_rank)
-        draw = torch.Generator().manual_seed(epoch * 1_000_003 + seed)
-        order = torch.randperm(len(images), generator=draw)[: steps * batch]
-        losses = torch.zeros(steps, device=fabric.device)
-        model.train()
-        penalty = recipe.penalties[epoch] if recipe.penalties else 0
+    kernels.faster(bare)
+    try:
+        for epoch in range(len(history["loss"]), recipe.epochs):
+            start = time.perf_counter()
+            # for what is random within the model, in each process otherwise
+            torch.manual_seed(epoch * 1_000_003 + seed + 7919 * fabric.global_rank)
+            draw = torch.Generator().manual_seed(epoch * 1_000_003 + seed)
+            order = torch.randperm(len(images), generator=draw)[: steps * batch]
+            losses = torch.zeros(steps, device=fabric.device)
+            model.train()
+            penalty = recipe.penalties[epoch] if recipe.penalties else 0
 
-        def learn(x: Tensor, y: Tensor, penalty: float = penalty) -> Tensor:
-            optimiser.zero_grad()
-            loss = F.cross_entropy(model(x), y, label_smoothing=recipe.smoothing)
-            fabric.backward(loss + penalty * bare.penalty() if penalty else loss)
-            return loss.detach()
+            def learn(x: Tensor, y: Tensor, penalty: float = penalty) -> Tensor:
+                optimiser.zero_grad()
+                loss = F.cross_entropy(model(x), y, label_smoothing=recipe.smoothing)
+                fabric.backward(loss + penalty * bare.penalty() if penalty else loss)
+                return loss.detach()
 
-        bar = tqdm(
-            order.split(batch),
-            f"epoch {epoch + 1}/{recipe.epochs}",
-            leave=False,
-            disable=not sys.stderr.isatty() or fabric.global_rank > 0,
-        )
-        for step, chosen in enumerate(bar):
-            draws = torch.rand(batch, 5 if recipe.crop else 3, generator=draw)[mine]
-            draws = draws.to(fabric.device)
-            chosen = chosen[mine].to(fabric.device)
-            size = recipe.sizes[epoch]
-            whole = max(recipe.sizes) if recipe.augment and recipe.crop else size
-            x = prepare(images[chosen], whole, recipe.statistics)
-            if not recipe.mirror:
-                draws[:, 0] = 1  # no flip
-            if recipe.augment:
-                x = resized_crop(x, draws, size, recipe.crop) if recipe.crop else shift(x, draws)
-            y = labels[chosen]
-            rate = recipe.rate_at(epoch + (step + 0.5) / steps)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            if step == 0 and replay and fabric.world_size == 1 and fabric.device.type == "cuda":
-                learn = _recorded(learn, bare, x, y)
-            losses[step] = learn(x, y)
-            optimiser.step()
-        losses = fabric.all_reduce(losses)
-        mean = losses.mean().item()
-        if not np.isfinite(mean):
-            raise FloatingPointError(f"loss {mean} in epoch {epoch + 1}; lower rate {recipe.rate}")
-        history["loss"].append(mean)
-        parts = losses.tensor_split(min(steps, LOSSES_AN_EPOCH))
-        history["losses"] += [part.mean().item() for part in parts]
-        if validation is not None:
-            outputs = logits(
-                bare,
-                validation[0],
-                size=recipe.sizes[-1],
-                statistics=recipe.statistics,
-                batch=recipe.batch,
+            bar = tqdm(
+                order.split(batch),
+                f"epoch {epoch + 1}/{recipe.epochs}",
+                leave=False,
+                disable=not sys.stderr.isatty() or fabric.global_rank > 0,
             )
-            history["accuracy"].append(accuracy(outputs, validation[1]))
-        history["seconds"].append(time.perf_counter() - start)
-        if progress is not None and fabric.global_rank == 0:
-            state = {
-                "identity": identity,
-                "model": bare.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "history": history,
-            }
-            with written_whole(progress) as part:
-                torch.save(state, part)
-        fabric.barrier()
+            for step, chosen in enumerate(bar):
+                draws = torch.rand(batch, 5 if recipe.crop else 3, generator=draw)[mine]
+                draws = draws.to(fabric.device)
+                chosen = chosen[mine].to(fabric.device)
+                size = recipe.sizes[epoch]
+                whole = max(recipe.sizes) if recipe.augment and recipe.crop else size
+                x = prepare(images[chosen], whole, recipe.statistics)
+                if not recipe.mirror:
+                    draws[:, 0] = 1  # no flip
+                if recipe.augment:
+                    x = (
+                        resized_crop(x, draws, size, recipe.crop)
+                        if recipe.crop
+                        else shift(x, draws)
+                    )
+                y = labels[chosen]
+                rate = recipe.rate_at(epoch + (step + 0.5) / steps)
+                for group in optimiser.param_groups:
+                    group["lr"] = rate
+                if step == 0 and replay and fabric.world_size == 1 and fabric.device.type == "cuda":
+                    learn = _recorded(learn, bare, x, y)
+                losses[step] = learn(x, y)
+                optimiser.step()
+            losses = fabric.all_reduce(losses)
+            mean = losses.mean().item()
+            if not np.isfinite(mean):
+                raise FloatingPointError(
+                    f"loss {mean} in epoch {epoch + 1}; lower rate {recipe.rate}"
+                )
+            history["loss"].append(mean)
+            parts = losses.tensor_split(min(steps, LOSSES_AN_EPOCH))
+            history["losses"] += [part.mean().item() for part in parts]
+            if validation is not None:
+                outputs = logits(
+                    bare,
+                    validation[0],
+                    size=recipe.sizes[-1],
+                    statistics=recipe.statistics,
+                    batch=recipe.batch,
+                )
+                history["accuracy"].append(accuracy(outputs, validation[1]))
+            history["seconds"].append(time.perf_counter() - start)
+            if progress is not None and fabric.global_rank == 0:
+                state = {
+                    "identity": identity,
+                    "model": bare.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "history": history,
+                }
+                with written_whole(progress) as part:
+                    torch.save(state, part)
+            fabric.barrier()
+    finally:
+        kernels.plain(bare)
     return history
 
 

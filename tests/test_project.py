@@ -19,7 +19,7 @@ NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
 FLOORS = (
     {"pca", "ode", "memory"},
     {"separable", "blocks", "residual"},
-    {"models"},
+    {"models", "kernels"},
     {"data"},
     {"runs", "training", "flowers", "slices", "experiments"},
     {"claims"},

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from mnlib.blocks import (
     NONLINEARITIES,
     ConvNormActivation,
-    Hardswish,
     InvertedResidual,
     Row,
     SqueezeExcitation,
@@ -167,7 +166,7 @@ def _mobilenet_v3(rows: tuple[Row, ...], last: int, classes: int, width: float) 
 def _classifier(channels: int, hidden: int, classes: int) -> list[nn.Module]:
     return [
         nn.Linear(channels, hidden),
-        Hardswish(inplace=True),
+        nn.Hardswish(inplace=True),
         nn.Dropout(0.2, inplace=True),
         nn.Linear(hidden, classes),
     ]
