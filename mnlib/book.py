@@ -76,23 +76,28 @@ def _html(frame: pd.DataFrame, escape: bool = True) -> HTML:
     return HTML(f'<div class="mnlib-table">{text}</div>')
 
 
-def claims_table(chapter: str | None = None) -> HTML:
-    """Return the slides' claims with what was measured, those of one chapter or all.
+def claims_table(chapter: str | None = None, kind: str | None = None) -> HTML:
+    """Return the slides' claims with what was measured: those of a chapter, of a kind, or all.
 
-    In a chapter they link to the closing chapter's ledger, and there back to their chapters. A
+    In a chapter they link to the closing chapter's ledger, and there back to their places. A
     claim that is not measured on this tier has a dash.
     """
     rows = []
     for claim in claims.load_claims():
-        if chapter in (None, claim.chapter):
+        if chapter in (None, claim.chapter) and kind in (None, claim.kind):
             row = claims.measure(claim)
-            target = f"conclusion.html#claim-{claim.id}" if chapter else f"{claim.chapter}.html"
+            target = f"conclusion.html#claim-{claim.id}" if chapter else _href(claim.place)
             anchor = "" if chapter else f' id="claim-{claim.id}"'
-            remark = f"<br><small>{html.escape(claim.remark)}</small>" if claim.remark else ""
+            remark = f" <small>{_with_formulas(claim.remark)}</small>" if claim.remark else ""
             rows.append(
                 {
-                    "claim": f'<a{anchor} href="{target}">{html.escape(claim.claim)}</a>{remark}',
-                    "slides": f"{claim.value:,g} {claim.unit}",
+                    "slide": _slide(claim.slide),
+                    "printed": quotation(claim.quote),
+                    "measured": f'<a{anchor} href="{target}">{_with_formulas(claim.claim)}</a>'
+                    + remark,
+                    "threshold" if kind == "reading" else "slides": "–"
+                    if claim.value is None
+                    else f"{claim.value:,g} {claim.unit}",
                     "live": _number(row["live"]),
                     "recorded": _number(row["recorded"]),
                     "verdict": row["verdict"],
@@ -106,13 +111,15 @@ def _number(value: float | None) -> str:
 
 
 def errata_table() -> HTML:
-    """Return the slides' errors, what is right, and the test that shows it."""
+    """Return what the slides print, what is right, and the test that shows it."""
     return _html(
         pd.DataFrame(
             {
-                "the slides": html.escape(erratum.printed),
-                "right": html.escape(erratum.right),
-                "chapter": f'<a href="{erratum.chapter}.html">{erratum.section}</a>',
+                "slide": _slide(erratum.slide),
+                "printed": quotation(erratum.quote),
+                "kind": erratum.kind,
+                "right": f'<a id="erratum-{erratum.id}" href="{_href(erratum.place)}">'
+                f"{_with_formulas(erratum.right)}</a>",
                 # a name in snake case may break after each of its words
                 "test": html.escape(erratum.test.rpartition("::")[2]).replace("_", "_<wbr>") or "–",
             }
@@ -120,3 +127,31 @@ def errata_table() -> HTML:
         ),
         escape=False,
     )
+
+
+def quotation(text: str) -> str:
+    """Return a quotation of the slides as HTML, its ``$formulas$`` for MathJax.
+
+    One that begins with a backslash is a formula as a whole.
+    """
+    text = text.replace("**", "").replace("\\*", "*") if text[0] != "\\" else f"${text}$"
+    return f'<q class="mnlib-deck">{_with_formulas(text)}</q>'
+
+
+def _with_formulas(text: str) -> str:
+    pieces = text.split("$")
+    pieces[::2] = [html.escape(piece) for piece in pieces[::2]]
+    pieces[1::2] = [
+        f'<span class="math notranslate nohighlight">\\({html.escape(piece)}\\)</span>'
+        for piece in pieces[1::2]
+    ]
+    return "".join(pieces)
+
+
+def _slide(number: int) -> str:
+    return f'<a href="slides.html#slide-{number}">{number}</a>'
+
+
+def _href(place: str) -> str:
+    page, _, anchor = place.partition("#")
+    return f"{page}.html#{anchor}"

@@ -1,5 +1,7 @@
 """The blocks against torchvision's modules, against their equations and against counts by hand."""
 
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,24 +9,19 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mnlib.blocks import (
-    Conv2d,
     ConvNormActivation,
-    Hardswish,
     InvertedResidual,
-    ReLU6,
     Row,
     SqueezeExcitation,
-    _FiveByFive,
     changed_gates,
     count_macs,
     count_parameters,
     fold_batch_norm,
     layers,
-    optimize_for_inference,
     round_channels,
     time_in_turns,
 )
-from mnlib.models.mobilenet import V3_SMALL, mobilenet_v3_small
+from mnlib.models.mobilenet import V3_LARGE, V3_SMALL
 
 few = settings(deadline=None, max_examples=25)
 
@@ -38,107 +35,6 @@ def test_rounded_channels_are_a_near_multiple_of_8_as_torchvisions(channels):
     assert rounded % 8 == 0
     assert rounded >= max(8, 0.9 * channels)
     assert rounded == _make_divisible(channels, 8)
-
-
-def test_relu6_is_pytorchs_and_keeps_its_output_only():
-    x = torch.cat([torch.randn(200) * 5, torch.tensor([0.0, 6.0, -0.0])]).requires_grad_()
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        y = ReLU6()(x * 1)
-    assert [t.data_ptr() for t in kept] == [y.data_ptr()]
-    weight = torch.randn(203)
-    expected = nn.ReLU6()(x)
-    assert torch.equal(y, expected)
-    (found,), (known,) = (torch.autograd.grad((weight * v).sum(), x) for v in (y, expected))
-    assert torch.equal(found, known)
-    with torch.no_grad():
-        assert torch.equal(ReLU6()(x.clone()), expected)
-
-
-def test_hardswish_is_pytorchs_and_in_place_only_where_no_gradient_wants_the_input():
-    x = torch.linspace(-4, 4, 50)
-    expected = nn.Hardswish()(x)
-    y = x.clone().requires_grad_() * 1
-    assert torch.equal(Hardswish(inplace=True)(y), expected)
-    assert torch.equal(y, x)
-    assert Hardswish()(x).data_ptr() != x.data_ptr()
-    assert Hardswish(inplace=True)(x).data_ptr() == x.data_ptr()
-    assert torch.equal(x, expected)
-
-
-def five_by_five(channels=3, stride=1, **options):
-    return Conv2d(channels, channels, 5, stride, 2, groups=channels, bias=False, **options)
-
-
-@few
-@given(
-    st.integers(1, 9),
-    st.integers(1, 9),
-    st.sampled_from([1, 2, 3]),
-    st.booleans(),
-    st.integers(0, 99),
-)
-def test_a_depthwise_5x5_convolution_has_pytorchs_gradients(height, width, stride, frozen, seed):
-    torch.manual_seed(seed)
-    conv = five_by_five(stride=stride).double()
-    x = torch.randn(2, 3, height, width, dtype=torch.float64)
-    x = x.contiguous(memory_format=torch.channels_last).requires_grad_(not frozen)
-    y, expected = conv(x), nn.Conv2d.forward(conv, x)
-    assert torch.equal(y, expected)
-    wanted = [conv.weight] if frozen else [conv.weight, x]
-    cotangent = torch.randn_like(y)
-    for found, known in zip(
-        *(torch.autograd.grad(out, wanted, cotangent) for out in (y, expected)), strict=True
-    ):
-        torch.testing.assert_close(found, known, rtol=1e-12, atol=1e-12)
-
-
-def test_a_depthwise_5x5_convolution_keeps_the_layout_of_its_input():
-    x = torch.randn(2, 3, 7, 7).contiguous(memory_format=torch.channels_last).requires_grad_()
-    found, known = (
-        torch.autograd.grad(conv(x).square().sum(), x)[0]
-        for conv in (five_by_five(), nn.Conv2d(3, 3, 5, padding=2, groups=3))
-    )
-    assert found.stride() == known.stride() == x.stride()
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_a_depthwise_5x5_convolution_has_second_derivatives_and_one_for_each_image(stride):
-    conv = five_by_five(2, stride).double()
-    x = torch.randn(2, 2, 4, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(conv, (x,))
-
-    def loss(weight, image):
-        return torch.func.functional_call(conv, {"weight": weight}, (image[None],)).square().sum()
-
-    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(conv.weight, x)
-    known = [torch.autograd.grad(loss(conv.weight, image), conv.weight)[0] for image in x]
-    torch.testing.assert_close(found, torch.stack(known))
-
-
-def test_the_faster_gradient_is_used_where_it_is_right_and_only_there(monkeypatch):
-    calls = []
-    apply = _FiveByFive.apply
-    monkeypatch.setattr(_FiveByFive, "apply", lambda *args: calls.append(1) or apply(*args))
-    model = mobilenet_v3_small(classes=2).train()
-    model(torch.randn(2, 3, 32, 32)).sum().backward()
-    assert len(calls) == sum(row.kernel == 5 for row in V3_SMALL) == 8
-    with torch.no_grad():
-        model(torch.randn(2, 3, 32, 32))
-    x = torch.randn(1, 3, 9, 9)
-    with torch.autocast("cpu", torch.bfloat16):
-        y = five_by_five()(x)
-    assert y.dtype == torch.bfloat16
-    y.float().sum().backward()
-    five_by_five(padding_mode="reflect")(x)
-    five_by_five(dilation=2)(x)
-    five_by_five(stride=3)(x)
-    five_by_five().requires_grad_(False)(x)
-    five_by_five()(x[0])
-    Conv2d(3, 3, 5, padding=2, groups=3)(x)
-    Conv2d(3, 3, 5, padding=2, bias=False)(x)
-    Conv2d(3, 6, 5, padding=2, groups=3, bias=False)(x)
-    assert len(calls) == 8
 
 
 def test_squeeze_excitation_sums_in_single_precision_at_least():
@@ -165,7 +61,27 @@ def test_squeeze_excitation_equals_torchvisions(gate, channels, reduction):
     torch.testing.assert_close(ours.fc1.weight.grad, reference.fc1.weight.grad)
 
 
-def test_squeeze_excitation_is_equations_8_to_10():
+@pytest.mark.parametrize("row", [r for r in (*V3_LARGE, *V3_SMALL) if r.se])
+def test_the_convolution_before_a_squeeze_has_one_term(row):
+    """Equation (8): of the kernels v_c^s only those with s = c are not zero."""
+    torch.manual_seed(1)
+    *_, (conv, norm, nonlinearity), gates, _ = InvertedResidual(16, row).double().eval().block
+    x = torch.randn(1, row.expanded, 7, 7, dtype=torch.float64)
+    assert isinstance(gates, SqueezeExcitation)
+    assert conv.weight.shape == (row.expanded, 1, row.kernel, row.kernel)
+    padded = nn.functional.pad(x, [row.kernel // 2] * 4)
+    u = torch.zeros_like(conv(x))
+    side = u.shape[-1]
+    for i, j in product(range(row.kernel), repeat=2):  # the sum of v_c^c * x^c written out
+        window = padded[:, :, i :: row.stride, j :: row.stride][..., :side, :side]
+        u += conv.weight[:, 0, i, j, None, None] * window
+    torch.testing.assert_close(conv(x), u, rtol=0, atol=1e-12)
+    changed = nonlinearity(norm(conv(x + (torch.arange(row.expanded) == 3)[:, None, None])))
+    others = torch.arange(row.expanded) != 3
+    assert torch.equal(changed[:, others], nonlinearity(norm(conv(x)))[:, others])
+
+
+def test_squeeze_excitation_is_equations_9_and_10_around_an_excitation():
     """Each sum is written out over indices, in float64."""
     torch.manual_seed(1)
     module = SqueezeExcitation(16, 2).double()
@@ -260,20 +176,6 @@ def test_folding_keeps_the_function_and_drops_every_norm(flat):
     torch.testing.assert_close(folded(x), block(x), rtol=0, atol=1e-12)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     assert any(isinstance(m, nn.BatchNorm2d) for m in block.modules())
-
-
-def test_the_compiled_copy_keeps_the_function():
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except Exception:
-        pytest.skip("torch.compile needs a C++ compiler")
-    block = randomised(ConvNormActivation(3, 8, 1, "HS"))
-    x = torch.randn(2, 3, 6, 6)
-    y = optimize_for_inference(block)(x)
-    torch.testing.assert_close(y, block(x).detach(), rtol=0, atol=1e-5)
-    assert not y.requires_grad
 
 
 def test_bad_rows_are_refused_in_one_sentence():

@@ -34,12 +34,21 @@ def test_claims_link_to_the_ledger_and_back(monkeypatch):
     monkeypatch.setenv("MNLIB_TIER", "embedded")
     every = book.claims_table().data
     for claim in claims.load_claims():
-        assert f'id="claim-{claim.id}" href="{claim.chapter}.html"' in every
+        page, anchor = claim.place.split("#")
+        assert f'id="claim-{claim.id}" href="{page}.html#{anchor}"' in every
         of_chapter = book.claims_table(claim.chapter).data
         assert f'href="conclusion.html#claim-{claim.id}"' in of_chapter
     assert every.count("<tr") == 1 + len(claims.load_claims())
+    of_kinds = [book.claims_table(kind=kind).data.count("<tr") - 1 for kind in claims.KINDS]
+    assert sum(of_kinds) == len(claims.load_claims())
 
 
 def test_every_erratum_is_listed():
     text = book.errata_table().data
     assert text.count("<tr") == 1 + len(claims.load_errata())
+
+
+def test_a_quotation_shows_its_formulas_and_escapes_the_rest():
+    text = book.quotation("if $n_o > n_i$ & **so** on")
+    assert r"\(n_o &gt; n_i\)</span> &amp; so on" in text
+    assert r"\(\int_t^s\)" in book.quotation(r"\int_t^s")

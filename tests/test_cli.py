@@ -56,9 +56,9 @@ def test_claims_as_json_hold_what_a_program_needs(capsys, monkeypatch):
     monkeypatch.setenv("MNLIB_TIER", "embedded")
     assert cli.main(["claims", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    wanted = {"id", "section", "claim", "slides", "live", "recorded", "tier", "verdict", "test"}
+    wanted = {"id", "slide", "quote", "claim", "slides", "live", "recorded", "tier", "verdict"}
     assert rows
-    assert all(wanted | {"chapter"} <= set(row) for row in rows)
+    assert all(wanted | {"test", "place"} <= set(row) for row in rows)
     assert cli.main(["claims"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(rows) + 1
 
