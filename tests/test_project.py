@@ -205,7 +205,9 @@ $$a = b$$ (eq-own)
 
 $$c = d$$ (eq-slides-7)
 
-See {eq}`eq-slides-7`, held by `test_order_of_convergence`.
+$$e = f$$ (eq-next)
+
+See {eq}`eq-slides-7`, held by `test_order_of_convergence`; {eq}`eq-next` is in `pca.balance`.
 """
     (tmp_path / "book").mkdir()
     for value in ("first", "second"):
@@ -216,8 +218,14 @@ See {eq}`eq-slides-7`, held by `test_order_of_convergence`.
         assert f"{value} value" in html
     assert '<span class="eqno">(7)' in html
     assert '<a class="reference internal" href="#equation-eq-slides-7">(7)</a>' in html
-    source, line = re.search(r'href="tests/(test_ode.html)#line-(\d+)"', html).groups()
-    shown = (tmp_path / "_build/html/tests" / source).read_text()
-    assert f'id="line-{line}"' in shown or f'name="line-{line}"' in shown
-    ode = (ROOT / "tests" / "test_ode.py").read_text().splitlines()
-    assert ode[int(line) - 1].startswith("def test_order_of_convergence(")
+    assert '<a class="reference internal" href="#equation-eq-next">(2)</a>' in html
+    for file, begin in (
+        ("tests/test_ode.py", "def test_order_of_convergence("),
+        ("mnlib/pca.py", "def balance("),
+    ):
+        page = f"files/{file.removesuffix('.py').replace('/', '-')}.html"
+        line = re.search(rf'href="{page}#line-(\d+)"', html)[1]
+        shown = (tmp_path / "_build/html" / page).read_text("utf-8")
+        assert '<meta charset="utf-8">' in shown
+        assert f'name="line-{line}"' in shown or f'id="line-{line}"' in shown
+        assert (ROOT / file).read_text("utf-8").splitlines()[int(line) - 1].startswith(begin)

@@ -1,4 +1,4 @@
-"""Sphinx extension of the book: strict builds, slides, their numbers, tests.
+"""Sphinx extension of the book: strict builds, slides, their numbers, code.
 
 Jupyter Book has flags for strictness, but nobody should need to know them. A plain
 ``jupyter-book build book/`` exits non-zero for a broken reference, citation, link or
@@ -26,12 +26,40 @@ LOGGER = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
 SLIDES = tomllib.loads((ROOT / "data" / "slides.toml").read_text("utf-8"))["slide"]
 
+
+def definitions(path: Path) -> dict[str, int]:
+    """Return the line of each function and class at the top level of a file."""
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return {node.name: node.lineno for node in body if isinstance(node, kinds)}
+
+
 TESTS = {
-    function.name: (path, function.lineno)
+    name: (path, line)
     for path in sorted((ROOT / "tests").glob("test_*.py"))
-    for function in ast.parse(path.read_text(encoding="utf-8")).body
-    if isinstance(function, ast.FunctionDef) and function.name.startswith("test_")
+    for name, line in definitions(path).items()
+    if name.startswith("test_")
 }
+
+
+def sources() -> dict[str, tuple[Path, int]]:
+    """Return file and line by name: ``mnlib.pca``, ``pca.balance``, ``balance``."""
+    found, bare = {}, {}
+    for path in sorted((ROOT / "mnlib").rglob("*.py")):
+        module = path.relative_to(ROOT).with_suffix("").parts
+        module = module[:-1] if module[-1] == "__init__" else module
+        found[".".join(module)] = path, 1
+        for name, line in definitions(path).items():
+            if not name.startswith("_"):
+                found[".".join((*module, name))] = path, line
+                found[f"{module[-1]}.{name}"] = path, line
+                bare.setdefault(name, []).append((path, line))
+    # a bare name leads somewhere if it can mean one thing only, and is no common word
+    alone = {n: where[0] for n, where in bare.items() if len(where) == 1}
+    return {n: w for n, w in alone.items() if "_" in n or n.lower() != n} | found
+
+
+SOURCES = sources()
 
 
 def every_page(app: Sphinx, env: BuildEnvironment, *_changes: set[str]) -> set[str]:
@@ -170,37 +198,71 @@ def link_quotations(app: Sphinx, tree: nodes.document, page: str) -> None:
             link += quotation.children
 
 
-def link_tests(app: Sphinx, tree: nodes.document, page: str) -> None:
-    """Let the name of a test lead to its line, and warn where there is no such test."""
+def page_of(path: Path) -> str:
+    """Return the address of the page that shows a file of the project."""
+    return "files/" + "-".join(path.relative_to(ROOT).with_suffix("").parts) + ".html"
+
+
+def link_code(app: Sphinx, tree: nodes.document, page: str) -> None:
+    """Let the name of a test or a function lead to its line; a test must exist."""
     if app.builder.format != "html":
         return
     for name in list(tree.findall(nodes.literal)):
-        if re.fullmatch(r"test_\w+", name.astext()):
-            if name.astext() not in TESTS:
-                message = "no file of tests/ has %s"
-                LOGGER.warning(message, name.astext(), location=page, type="mnlib")
-                continue
-            path, line = TESTS[name.astext()]
-            link = nodes.reference("", "", refuri=f"tests/{path.stem}.html#line-{line}")
+        text = name.astext()
+        if isinstance(name.parent, nodes.reference):
+            continue
+        if re.fullmatch(r"test_\w+", text) and text not in TESTS:
+            message = "no file of tests/ has %s"
+            LOGGER.warning(message, text, location=page, type="mnlib")
+            continue
+        where = TESTS.get(text) or SOURCES.get(text.partition("(")[0])
+        if where is not None:
+            path, line = where
+            link = nodes.reference("", "", refuri=f"{page_of(path)}#line-{line}")
             name.replace_self(link)
             link += name
 
 
-def show_tests(app: Sphinx, error: Exception | None) -> None:
-    """Write the tests out as pages with numbered lines."""
-    if error is None and app.builder.format == "html":
-        folder = Path(app.outdir) / "tests"
-        folder.mkdir(exist_ok=True)
-        for path in {path for path, _ in TESTS.values()}:
-            style = HtmlFormatter(
-                full=True,
-                title=path.name,
-                linenos="table",
-                lineanchors="line",
-                anchorlinenos=True,
-            )
-            text = highlight(path.read_text(encoding="utf-8"), PythonLexer(), style)
-            (folder / f"{path.stem}.html").write_text(text, encoding="utf-8")
+FILE_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{name} · A Deep Dive into MobileNet</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ margin: 1rem; font: 0.9rem/1.4 system-ui, sans-serif; }}
+.highlight {{ overflow-x: auto; background: none; }}
+:target {{ scroll-margin-top: 30vh; }}
+{light}
+@media (prefers-color-scheme: dark) {{ {dark} }}
+</style>
+</head>
+<body>
+<p><a href="../index.html">A Deep Dive into MobileNet</a> · <code>{name}</code></p>
+{code}
+</body>
+</html>
+"""
+
+
+def show_files(app: Sphinx, error: Exception | None) -> None:
+    """Write the tests and mnlib out as pages with numbered lines."""
+    if error is not None or app.builder.format != "html":
+        return
+    folder = Path(app.outdir) / "files"
+    folder.mkdir(exist_ok=True)
+    light, dark = (
+        HtmlFormatter(style=style).get_style_defs(".highlight")
+        for style in ("default", "github-dark")
+    )
+    shape = HtmlFormatter(linenos="inline", lineanchors="line", anchorlinenos=True)
+    for path in {path for path, _ in (*TESTS.values(), *SOURCES.values())}:
+        code = highlight(path.read_text(encoding="utf-8"), PythonLexer(), shape)
+        page = FILE_PAGE.format(
+            name=path.relative_to(ROOT).as_posix(), light=light, dark=dark, code=code
+        )
+        (Path(app.outdir) / page_of(path)).write_text(page, encoding="utf-8")
 
 
 def setup(app: Sphinx) -> dict:
@@ -213,6 +275,6 @@ def setup(app: Sphinx) -> dict:
     # this event comes once Sphinx has numbered the equations
     app.connect("env-check-consistency", keep_slides_numbers)
     app.connect("doctree-resolved", link_quotations)
-    app.connect("doctree-resolved", link_tests)
-    app.connect("build-finished", show_tests)
+    app.connect("doctree-resolved", link_code)
+    app.connect("build-finished", show_files)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
