@@ -1,7 +1,7 @@
 """Residual blocks, h + branch(h), and the ODE block that they are a step of."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -180,3 +180,55 @@ class ODEBlock(nn.Module):
             atol=self.tolerance,
             gradient=self.gradient,
         )
+
+
+class ODEStage(nn.Module):
+    """The flow of a field that is piecewise constant in time: weights θ^(t) for each depth t.
+
+    Branch n of N is the right-hand side dh/dt = branch_n(h) on [n, n + 1). With ``"euler"`` and one
+    step an interval the flow *is* a residual stage with weights of its own in each block,
+    ``h + branch_n(h)`` for n = 0, …, N − 1, the slides' equation (1); more steps refine it towards
+    their (2). Each interval is solved by itself, since a method that evaluates at the end of a
+    step would meet the next branch there, and lose its order at each jump.
+
+    Args:
+        branches: N modules that keep the shape of the features.
+        method: as in :func:`mnlib.ode.odeint`.
+        steps: number of equal steps in each interval of a fixed-step method.
+        tolerance: absolute and relative tolerance of dopri5.
+        gradient: as in :func:`mnlib.ode.odeint`.
+
+    >>> stage = ODEStage([nn.Identity(), nn.Identity()])
+    >>> stage(torch.ones(1))
+    tensor([4.])
+    """
+
+    def __init__(
+        self,
+        branches: Iterable[nn.Module],
+        method: str = "euler",
+        steps: int = 1,
+        tolerance: float = 1e-3,
+        gradient: str = "backprop",
+    ):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            ODEBlock(_Held(branch), method, steps, tolerance, gradient) for branch in branches
+        )
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Map the features at t = 0 to those at t = N, of the same shape."""
+        for block in self.blocks:
+            h = block(h)
+        return h
+
+
+class _Held(nn.Module):
+    """A branch as a field that does not look at the time."""
+
+    def __init__(self, branch: nn.Module):
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, _t: Tensor, h: Tensor) -> Tensor:
+        return self.branch(h)

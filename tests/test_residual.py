@@ -1,6 +1,7 @@
 """Residual and ODE blocks."""
 
 import copy
+import math
 
 import matplotlib.pyplot as plt
 import pytest
@@ -8,10 +9,12 @@ import torch
 from torch import nn
 
 from mnlib.diagrams import residual_block
+from mnlib.ode import odeint
 from mnlib.residual import (
     Bottleneck,
     LinearBottleneck,
     ODEBlock,
+    ODEStage,
     Residual,
     TwoConvolutions,
     VectorField,
@@ -163,3 +166,54 @@ def test_figure_3_is_read_off_the_layers():
     assert [t for t in texts if "×" in t] == ["1×1\nReLU6", "3×3\ndepthwise\nReLU6", "1×1"]
     hatched = [p for p in ax.patches if p.get_hatch()]
     assert len(hatched) == 1
+
+
+def linear(matrix):
+    layer = nn.Linear(len(matrix), len(matrix), bias=False).double()
+    layer.weight.data = matrix
+    return layer
+
+
+def test_euler_steps_of_a_stage_are_residual_blocks_with_weights_of_their_own():
+    torch.manual_seed(0)
+    branches = [LinearBottleneck(8, 16, group_norm) for _ in range(3)]
+    h = torch.randn(2, 8, 5, 5)
+    assert torch.equal(ODEStage(branches)(h), nn.Sequential(*map(Residual, branches))(h))
+
+
+def test_a_stage_follows_each_branch_for_one_unit_of_time_at_the_methods_order():
+    """Of matrices that do not commute, so that the order of the intervals matters."""
+    torch.manual_seed(0)
+    first, last = torch.randn(2, 3, 3, dtype=torch.float64)
+    h = torch.randn(3, dtype=torch.float64)
+    exact = torch.matrix_exp(last) @ torch.matrix_exp(first) @ h
+    branches = [linear(first), linear(last)]
+    errors = {
+        method: [float((ODEStage(branches, method, n)(h) - exact).norm()) for n in (8, 16)]
+        for method in ("euler", "midpoint", "rk4")
+    }
+    orders = [math.log2(a / b) for a, b in errors.values()]
+    assert orders == pytest.approx([1, 2, 4], abs=0.4)
+    assert (ODEStage(branches, "dopri5", tolerance=1e-9)(h) - exact).norm() < 1e-7
+
+    def floor(t, y):  # what a field that looks its branch up by the time would do
+        return branches[min(int(t), 1)](y)
+
+    span = torch.tensor([0.0, 2.0], dtype=torch.float64)
+    lost = odeint(floor, h, span, method="rk4", step_size=1 / 16)[-1] - exact
+    assert lost.norm() > 100 * errors["rk4"][1]
+
+
+def test_a_stages_gradients_are_those_of_its_blocks():
+    torch.manual_seed(0)
+    stage = ODEStage([LinearBottleneck(8, 16, group_norm, nn.SiLU) for _ in range(2)]).double()
+    grads = {}
+    for how in ("backprop", "checkpoint", "adjoint"):
+        for block in stage.blocks:
+            block.gradient, block.method, block.steps = how, "rk4", 8
+        h = torch.randn(1, 8, 4, 4, dtype=torch.float64, generator=torch.manual_seed(1))
+        stage.zero_grad()
+        stage(h.requires_grad_()).square().sum().backward()
+        grads[how] = torch.cat([h.grad.ravel(), *(p.grad.ravel() for p in stage.parameters())])
+    torch.testing.assert_close(grads["checkpoint"], grads["backprop"])
+    assert (grads["adjoint"] - grads["backprop"]).norm() < 1e-2 * grads["backprop"].norm()
