@@ -169,7 +169,7 @@ class ODEBlock(nn.Module):
             self.nfe += 1
             return self.field(time, state)
 
-        field.parameters = self.field.parameters
+        field.parameters, field.buffers = self.field.parameters, self.field.buffers
         return odeint(
             field,
             h,

@@ -189,7 +189,7 @@ def test_a_stage_follows_each_branch_for_one_unit_of_time_at_the_methods_order()
     exact = torch.matrix_exp(last) @ torch.matrix_exp(first) @ h
     branches = [linear(first), linear(last)]
     errors = {
-        method: [float((ODEStage(branches, method, n)(h) - exact).norm()) for n in (8, 16)]
+        method: [(ODEStage(branches, method, n)(h) - exact).norm().item() for n in (8, 16)]
         for method in ("euler", "midpoint", "rk4")
     }
     orders = [math.log2(a / b) for a, b in errors.values()]

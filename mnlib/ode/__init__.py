@@ -4,6 +4,7 @@ The calling convention is torchdiffeq's, so that the two can be exchanged and co
 """
 
 import math
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
@@ -34,7 +35,7 @@ class Counted:
         self.func = func
         self.nfe = 0
         if isinstance(func, nn.Module):
-            self.parameters = func.parameters
+            self.parameters, self.buffers = func.parameters, func.buffers
 
     def __call__(self, t: Tensor, y: Tree) -> Tree:
         """Evaluate ``func``."""
@@ -54,6 +55,7 @@ def odeint(
     gradient: str = "backprop",
     params: Iterable[Tensor] | None = None,
     seminorm: bool = False,
+    per_sample: bool = False,
     max_steps: int = 10_000,
 ) -> Tree:
     """Solve ``dy/dt = func(t, y)``, ``y(t[0]) = y0`` and return ``y`` at all times ``t``.
@@ -88,19 +90,24 @@ def odeint(
             so segments of √steps *graphs*, the usual checkpointing, would cost more memory up to
             thousands of steps; a reversible method would need O(1), but it is another method with
             poorer stability. ``func`` must give the same value when called again: no dropout, no
-            batch statistics. It is called in the backward pass, step by step, and so are hooks of
-            its parameters; that holds for ``"adjoint"``, too.
+            batch statistics, which is noticed where a state was kept. It is called in the backward
+            pass, step by step; that holds for ``"adjoint"``, too.
 
             ``"adjoint"``, the continuous adjoint (Chen et al., 2018), O(1) memory in the steps, is
             **approximate**: it solves another equation backwards, with an error of its own. That
             error vanishes with the tolerance only if ``func`` is smooth, and can be of any size
             where the flow is contracting or chaotic, since the state is solved backwards with it;
             a warning tells when that state misses the known one by a tenth.
-        params: tensors that ``func`` uses and that want a gradient; by default the parameters of
-            ``func`` if it is a module. Others get none from ``"checkpoint"`` and ``"adjoint"``.
+        params: all tensors that ``func`` uses and that want a gradient; by default the parameters
+            of ``func`` if it is a module. ``"checkpoint"`` and ``"adjoint"`` refuse others.
         seminorm: leave the parameters' gradient out of the adjoint's error control. It is a mere
             integral that does not act back on the dynamics, so that its error does not grow, and
             controlling it can cost several times the evaluations (Kidger et al., 2021).
+        per_sample: hold dopri5's tolerance for each sample of a batch, that is for each index of
+            the first dimension of the state's tensors. By default, as in torchdiffeq, it holds for
+            the root mean square over all of them: that is cheaper where samples are alike, but one
+            that is fast among many that are slow may be wrong by a hundred tolerances, and the
+            steps, and with them a sample's values, depend on the rest of the batch in either case.
         max_steps: most steps, for dopri5 with the rejected ones, of one solve.
 
     Returns:
@@ -111,14 +118,16 @@ def odeint(
             returns another structure, shape, dtype or device than y0's.
         ValueError: an unknown name, a time or option out of its range, or parameters not given.
         RuntimeError: dopri5's step underflows, the state is not finite (which is not looked at
-            while a CUDA graph is being recorded), too many steps, or ``func`` has other parameters
-            in the backward pass than in the forward one.
+            while a CUDA graph is being recorded), too many steps. In the backward pass of
+            ``"checkpoint"`` and ``"adjoint"``: ``func`` uses tensors that want a gradient and are
+            not in ``params``, has other parameters or buffers, or gives other values than in the
+            forward pass, or a second derivative is asked for.
 
     """
     leaves = list(_flatten(y0))
     _check_state(leaves, t)
     _check_times(t)
-    solver = _solver(method, rtol, atol, step_size, max_steps)
+    solver = _solver(method, rtol, atol, step_size, max_steps, per_sample)
     field = _field(func, y0, leaves, t)
     if gradient == "backprop":
         wanted = t.requires_grad or unpack_dual(t).tangent is not None
@@ -140,7 +149,8 @@ def odeint(
             solution = Adjoint.apply(solver, field, len(leaves), seminorm, *rest)
         for x in solution:
             if own and x.requires_grad:  # to look once, as the backward pass begins
-                x.register_hook(partial(_check_parameters, func, params))
+                # weakly: the solution keeps func, and func may keep the solution
+                x.register_hook(partial(_check_parameters, weakref.ref(func), _marks(func)))
     else:
         raise ValueError(f"gradient={gradient!r} is unknown; choose one of {', '.join(GRADIENTS)}")
     return _unflatten(y0, iter(solution))
@@ -184,11 +194,25 @@ def _field(func, y0: Tree, leaves: State, t: Tensor) -> Field:
     return field
 
 
-def _check_parameters(func, params: list[Tensor], _gradient: Tensor) -> None:
-    if [*map(id, func.parameters())] != [*map(id, params)]:
+def _marks(func) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return what tells parameters from others and buffers from what they were before."""
+    buffers = func.buffers() if hasattr(func, "buffers") else ()
+    return [*map(id, func.parameters())], [(id(b), b._version) for b in buffers]
+
+
+def _check_parameters(func: weakref.ref, before: tuple[list, list], _gradient: Tensor) -> None:
+    if (now := func()) is None:
+        return
+    parameters, buffers = _marks(now)
+    if parameters != before[0]:
         raise RuntimeError(
             "func has other parameters in the backward pass than in the forward one; go back "
             "within torch.func.functional_call too, or choose gradient='backprop'"
+        )
+    if buffers != before[1]:
+        raise RuntimeError(
+            "a buffer of func has changed since the forward pass, which the backward pass calls "
+            "it again for; go back first, or choose gradient='backprop'"
         )
 
 
@@ -232,7 +256,12 @@ def _check_times(t: Tensor) -> None:
 
 
 def _solver(
-    method: str, rtol: float, atol: float, step_size: float | None, max_steps: int
+    method: str,
+    rtol: float,
+    atol: float,
+    step_size: float | None,
+    max_steps: int,
+    per_sample: bool,
 ) -> Dopri5 | FixedSteps:
     if method == "dopri5":
         if step_size is not None:
@@ -242,7 +271,7 @@ def _solver(
             )
         if not (0 <= rtol < math.inf and 0 < atol < math.inf):
             raise ValueError(f"rtol={rtol}, atol={atol}: rtol must be 0 or more, atol positive")
-        return Dopri5(rtol, atol, max_steps)
+        return Dopri5(rtol, atol, max_steps, per_sample)
     if method not in FIXED:
         raise ValueError(f"method={method!r} is unknown; choose one of {', '.join(FIXED)}, dopri5")
     if step_size is not None and not 0 < step_size < math.inf:

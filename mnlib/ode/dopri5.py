@@ -24,6 +24,9 @@ from mnlib.ode.tableaux import DOPRI5, Tableau
 class Dopri5:
     """Steps whose estimated error is below ``atol + rtol |y|`` in the root mean square.
 
+    With ``per_sample`` that mean is taken of each sample, each index of the first dimension, by
+    itself, and the largest counts.
+
     The step control and the first step are after Hairer, Nørsett and Wanner (1993), section II.4:
     safety factor 0.9, growth at most tenfold, shrinkage at most fivefold, local extrapolation; as
     in torchdiffeq, a step never shrinks after one that was accepted. No step passes the last
@@ -33,6 +36,7 @@ class Dopri5:
     rtol: float
     atol: float
     max_steps: int
+    per_sample: bool = False
     tableau: Tableau = DOPRI5
 
     def steps(
@@ -101,10 +105,10 @@ class Dopri5:
         zero = [torch.zeros_like(y[n]) for n in used]
         errors = combine(zero, dt, self.tableau.error, [[k[n] for n in used] for k in slopes])
         ratios = [
-            _rms(error, atol[n] + self.rtol * torch.maximum(y[n].abs(), new[n].abs()))
+            self._rms(error, atol[n] + self.rtol * torch.maximum(y[n].abs(), new[n].abs()))
             for n, error in zip(used, errors, strict=True)
         ]
-        return float(torch.stack(ratios).max())
+        return float(torch.stack([x.double() for x in ratios]).max())
 
     @torch.no_grad()
     def _first_step(
@@ -115,8 +119,8 @@ class Dopri5:
         used = [n for n in range(len(y)) if atol[n] < math.inf]
 
         def size(values: State) -> float:
-            scaled = [_rms(values[n], atol[n] + self.rtol * y[n].abs()) for n in used]
-            return float(torch.stack(scaled).max())
+            scaled = [self._rms(values[n], atol[n] + self.rtol * y[n].abs()) for n in used]
+            return float(torch.stack([x.double() for x in scaled]).max())
 
         d0, d1 = size(y), size(slope)
         if not (math.isfinite(d0) and math.isfinite(d1)):
@@ -135,6 +139,14 @@ class Dopri5:
         smallest = 10 * torch.finfo(y[0].dtype).eps * abs(times[0])  # that moves the time
         return min(max(min(100 * guess, better), smallest), abs(span)) / abs(span)
 
-
-def _rms(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return (x / scale).square().mean().sqrt()
+    def _rms(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Return the root mean square of a ratio, 0 for an empty one."""
+        if not x.numel():
+            return torch.zeros((), dtype=x.dtype, device=x.device)
+        squares = (x / scale).square()
+        if self.per_sample and x.ndim > 1:
+            squares = squares.flatten(1).mean(1).max()
+        size = squares.mean().sqrt()
+        if x.dtype != torch.float64 and not bool(size.isfinite()):  # the square may overflow
+            return self._rms(x.double(), scale)
+        return size

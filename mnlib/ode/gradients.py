@@ -2,11 +2,13 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.graph import get_gradient_edge
 
 from mnlib.ode.fixed import FixedSteps
 from mnlib.ode.runge_kutta import Field, State, Time, laid_out, retake, stack
@@ -18,6 +20,21 @@ def solve(solver, field: Field, y: State, ts: Sequence[Time]) -> list[State]:
     for _, _, outputs in solver.steps(field, y, ts):
         found.update(outputs)
     return [found[i] for i in range(len(ts))]
+
+
+def once_only(backward: Callable) -> Callable:
+    """Let a backward pass refuse to be differentiated: what it returns would have no graph."""
+
+    @wraps(backward)
+    def checked(ctx, *grads):
+        if torch.is_grad_enabled():  # which create_graph=True asks for
+            raise RuntimeError(
+                "gradient='checkpoint' and 'adjoint' have no second derivatives, which "
+                "create_graph=True asks for; choose gradient='backprop'"
+            )
+        return backward(ctx, *grads)
+
+    return checked
 
 
 class Checkpointed(torch.autograd.Function):
@@ -61,10 +78,11 @@ class Checkpointed(torch.autograd.Function):
                 ctx.kept, ctx.stride = ctx.kept[::2], 2 * ctx.stride
             found.update(outputs)
             y = new
+        ctx.end = [x.detach() for x in y]
         return tuple(stack([found[i][n] for i in range(len(t))]) for n in range(size))
 
     @staticmethod
-    @once_differentiable
+    @once_only
     def backward(ctx, *grads):
         """Retake the steps from the last to the first, each with its graph."""
         t, *tensors = ctx.saved_tensors
@@ -74,7 +92,8 @@ class Checkpointed(torch.autograd.Function):
         grad_t = torch.zeros_like(t)
         a = [torch.zeros_like(x) for x in tensors[:size]]
         times, strides = t.tolist(), [x.stride() for x in a]
-        with ctx.autocast:
+        after, misses, looked = ctx.end, [], False
+        with ctx.autocast, _without_hooks(wanted):
             for first in reversed(range(0, len(ctx.record), ctx.stride)):
                 steps = ctx.record[first : first + ctx.stride]
                 states = [ctx.kept[first // ctx.stride] or tensors[:size]]
@@ -89,6 +108,10 @@ class Checkpointed(torch.autograd.Function):
                         with torch.enable_grad():
                             ts = list(leaf.unbind()) if leaf.requires_grad else times
                             new, outputs = retake(field, tableau, ts, step, y)
+                    if after:
+                        misses.append(_miss(new, after))
+                    # the state before this step is known, and not merely computed again, if kept
+                    after = ctx.kept[first // ctx.stride] if not states else None
                     if step.last is not None:
                         a = [x + g[step.last] for x, g in zip(a, grads, strict=True)]
                     cotangents = list(a)
@@ -96,11 +119,20 @@ class Checkpointed(torch.autograd.Function):
                         new = new + outputs[j]
                         cotangents += map(laid_out, (g[j] for g in grads), strides)
                     inputs = [*y, *wanted, *([leaf] if leaf.requires_grad else [])]
+                    if not looked:
+                        _refuse_other_leaves(new, inputs)
+                        looked = True
                     found = _pull_back(new, inputs, cotangents)
                     a = found[:size]
                     totals = [s + g for s, g in zip(totals, found[size:], strict=False)]
                     if leaf.requires_grad:
                         grad_t = grad_t + found[-1]
+        if misses and not float(torch.stack(misses).max()) <= 0.01:
+            raise RuntimeError(
+                "func gave other values when the backward pass called it again: it may draw random "
+                "numbers (dropout), use batch statistics or change its own buffers; make it a "
+                "function of its arguments or choose gradient='backprop'"
+            )
         a = [x + g[0] for x, g in zip(a, grads, strict=True)]
         return None, None, None, grad_t, *a, *_place(totals, tensors[size:])
 
@@ -123,7 +155,7 @@ class Adjoint(torch.autograd.Function):
         return solution
 
     @staticmethod
-    @once_differentiable
+    @once_only
     def backward(ctx, *grads):
         """Solve state, adjoint and parameter gradient from each requested time to the one before.
 
@@ -135,21 +167,27 @@ class Adjoint(torch.autograd.Function):
         size, field, times = ctx.size, ctx.field, t.tolist()
         wanted = [x for x in params if x.requires_grad]
         totals = [torch.zeros_like(x) for x in wanted]
-        grad_t = torch.zeros_like(t)
+        grad_t, looked = torch.zeros_like(t), False
+        if not all(bool(g.isfinite().all()) for g in grads):
+            raise RuntimeError("the gradient that comes in is not finite; check the loss")
 
         def work(i: int, a: State) -> Tensor:
             slope = field(times[i], [x[i] for x in solution])
             return sum((x * k).sum() for x, k in zip(a, slope, strict=True))
 
         def augmented(time: float, state: State) -> State:
+            nonlocal looked
             with torch.enable_grad():
                 y = [x.detach().requires_grad_() for x in state[:size]]
                 slope = field(time, y)
+            if not looked:
+                _refuse_other_leaves(slope, [*y, *wanted])
+                looked = True
             pulled = _pull_back(slope, [*y, *wanted], [-a for a in state[size : 2 * size]])
             return [*(k.detach() for k in slope), *pulled]
 
         a = [torch.zeros_like(x[0]) for x in solution]
-        with ctx.autocast:
+        with ctx.autocast, _without_hooks(wanted):
             for i in range(len(times) - 1, 0, -1):
                 a = [x + g[i] for x, g in zip(a, grads, strict=True)]
                 if ctx.needs_input_grad[4]:
@@ -177,6 +215,51 @@ def _pull_back(outputs: State, inputs: State, cotangents: State) -> State:
     return list(
         torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True, materialize_grads=True)
     )
+
+
+def _refuse_other_leaves(outputs: State, inputs: State) -> None:
+    """Raise if ``outputs`` depend on a leaf that wants a gradient and is not among ``inputs``."""
+    known = {get_gradient_edge(x).node for x in inputs}
+    waiting = [get_gradient_edge(x).node for x in outputs if x.requires_grad]
+    seen, others = set(), []
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen or node in known:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            others.append(f"{tuple(node.variable.shape)} {node.variable.dtype}")
+        waiting += [before for before, _ in node.next_functions]
+    if others:
+        raise RuntimeError(
+            f"func uses {len(others)} tensor(s) that want a gradient and are neither in y0 nor in "
+            f"params, by default func.parameters(): {', '.join(others[:5])}; pass params with "
+            "them, detach them, or choose gradient='backprop'"
+        )
+
+
+@contextmanager
+def _without_hooks(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Silence hooks of the parameters, which are to see the whole gradient once, not its parts."""
+    hooked = [(x, x._backward_hooks) for x in tensors if x._backward_hooks]
+    try:
+        for x, _ in hooked:
+            x._backward_hooks = None
+        yield
+    finally:
+        for x, hooks in hooked:
+            x._backward_hooks = hooks
+
+
+def _miss(found: State, known: State) -> Tensor:
+    """Return the largest distance of a state from the known one, relative to the latter's size."""
+    tiny = torch.finfo(torch.float32).tiny
+    ratios = [
+        (x.detach() - y).abs().amax().double() / (y.abs().amax().double() + tiny)
+        for x, y in zip(found, known, strict=True)
+        if y.numel()
+    ]
+    return torch.stack(ratios).max() if ratios else torch.zeros((), dtype=torch.float64)
 
 
 def _place(found: State, params: Sequence[Tensor]) -> list[Tensor | None]:
