@@ -134,3 +134,15 @@ def test_step_underflow_at_a_singularity():
 def test_too_many_steps():
     with pytest.raises(RuntimeError, match=r"max_steps=20 steps reached only t = 0\.\d+ of 1"):
         odeint(lambda t, y: -1e3 * (y - torch.cos(t)), ONE, UNIT, max_steps=20)
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+def test_buffers_returned_in_turn_are_refused(method):
+    buffers = [torch.empty(3), torch.empty(3)]
+
+    def func(t, y):
+        buffers.reverse()
+        return torch.mul(y, -1, out=buffers[0])
+
+    with pytest.raises(RuntimeError, match="overwrote the tensor"):
+        odeint(func, torch.ones(3), torch.tensor([0.0, 1.0]), method=method)

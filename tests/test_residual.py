@@ -217,3 +217,16 @@ def test_a_stages_gradients_are_those_of_its_blocks():
         grads[how] = torch.cat([h.grad.ravel(), *(p.grad.ravel() for p in stage.parameters())])
     torch.testing.assert_close(grads["checkpoint"], grads["backprop"])
     assert (grads["adjoint"] - grads["backprop"]).norm() < 1e-2 * grads["backprop"].norm()
+
+
+def test_a_compiled_block_is_compiled_once():
+    """A counter that the compiled code read would have it compiled anew at each of its values."""
+    from torch._dynamo.testing import CompileCounter
+
+    backend = CompileCounter()
+    block = ODEBlock(VectorField(nn.Linear(2, 2), 2), steps=1, method="euler")
+    compiled, counts = torch.compile(block, backend=backend), []
+    for _ in range(3):
+        compiled(torch.ones(1, 2, 1, 2))
+        counts.append(backend.frame_count)
+    assert counts[0] == counts[-1] > 0

@@ -92,18 +92,18 @@ def advance(
     dt = t1 - t0
     slopes = [field(t0, y) if slope is None else slope]
     for c, row in zip(tableau.c[1:], tableau.a[1:], strict=True):
-        marks = [_version(k) for k in slopes[-1]]
+        marks = _versions(slopes)
         slopes.append(field(t0 + c * dt, combine(y, dt, row, slopes)))
-        if marks != [_version(k) for k in slopes[-2]]:
+        if marks != _versions(slopes[:-1]):
             raise RuntimeError(
-                "func overwrote the tensor that it had returned at the stage before; "
+                "func overwrote the tensor that it had returned at a stage before; "
                 "return a new one each time"
             )
     return combine(y, dt, tableau.b, slopes), slopes
 
 
-def _version(x: Tensor) -> int:
-    return 0 if x.is_inference() else x._version
+def _versions(slopes: Sequence[State]) -> list[int]:
+    return [0 if x.is_inference() else x._version for slope in slopes for x in slope]
 
 
 def interpolate(
