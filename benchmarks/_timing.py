@@ -6,7 +6,7 @@ Absolute times on a shared machine are noise; the ratio of two variants that too
 import statistics
 from collections.abc import Callable
 
-from mnlib.blocks import time_in_turns
+from mnlib.cost import time_in_turns
 
 
 class Times(dict):

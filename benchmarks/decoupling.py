@@ -11,7 +11,7 @@ import torch
 from _timing import compare, report
 from torch import nn
 
-from mnlib import data
+from mnlib.lab import data
 from mnlib.separable import DecoupledConv2d, DepthwiseSeparableConv2d, decouple
 
 

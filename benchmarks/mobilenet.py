@@ -20,11 +20,10 @@ import torchvision
 from _timing import Times, compare, report
 from torch import nn
 
-from mnlib import models
-from mnlib.blocks import count_macs, count_parameters, fold_batch_norm
-from mnlib.kernels import faster
-from mnlib.memory import keep_freed
-from mnlib.models.mobilenet import last_stage_after, last_stage_before
+from mnlib import mobilenet
+from mnlib.cost import count_macs, count_parameters, fold_batch_norm
+from mnlib.lab.kernels import faster, keep_freed
+from mnlib.mobilenet import last_stage_after, last_stage_before
 
 TIMM = {
     "mobilenet_v2": "mobilenetv2_100",
@@ -64,7 +63,7 @@ def optimize_for_inference(model: nn.Module) -> Callable[[torch.Tensor], torch.T
 
 def evaluation(name: str, x: torch.Tensor, repeats: int) -> None:
     reference = settled(getattr(torchvision.models, name)(), x)
-    ours = getattr(models, name)()
+    ours = getattr(mobilenet, name)()
     ours.load_state_dict(reference.state_dict())
     theirs = settled(timm.create_model(TIMM[name]), x)
     default = reference(x)
@@ -95,7 +94,7 @@ def train(connection: Connection, name: str, variant: str, shape: tuple[int, ...
         keep_freed()
     torch.set_num_threads(1)
     x, labels = torch.randn(shape), torch.arange(shape[0])
-    model = getattr(models if ours else torchvision.models, name)().train()
+    model = getattr(mobilenet if ours else torchvision.models, name)().train()
     if ours:
         model = faster(model.to(memory_format=torch.channels_last))
         x = x.contiguous(memory_format=torch.channels_last)

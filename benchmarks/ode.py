@@ -31,7 +31,7 @@ from scipy.integrate import solve_ivp
 from torch import nn
 
 from mnlib.ode import Counted, odeint
-from mnlib.residual import TwoConvolutions, group_norm
+from mnlib.residual import group_norm
 
 RK4 = {"method": "rk4"}
 DOPRI5 = {"method": "dopri5", "rtol": 1e-3, "atol": 1e-3}
@@ -123,7 +123,13 @@ class Field(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.branch = TwoConvolutions(channels, group_norm, nn.ReLU)
+        self.branch = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            group_norm(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            group_norm(channels),
+        )
 
     def forward(self, t: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
         """Return dh/dt."""

@@ -11,7 +11,8 @@ import torch
 from _timing import compare, report
 from sklearn.decomposition import PCA
 
-from mnlib import data, pca
+from mnlib import pca
+from mnlib.lab import data
 
 WIDTHS = (3, 64, 64, 128, 128, 256, 256, 256, 256, *[512] * 8)
 

@@ -11,6 +11,18 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+__all__ = [
+    "AVERAGES",
+    "atlas",
+    "balance",
+    "balanced_scales",
+    "explained_variance",
+    "explained_variance_ratio",
+    "first_component",
+    "rescale",
+    "unit_norm_scales",
+]
+
 Slices = Literal["vertical", "horizontal"]
 Samples = Literal["positions", "channels"]
 Average = Literal["mean", "median", "pooled"]
@@ -31,7 +43,7 @@ def explained_variance(
         weight: n_o×n_i×k_h×k_w, floating.
         slices: "vertical", one an input channel, or "horizontal", one an output channel.
         samples: which axis of a slice is the sample, the other being the feature. "positions":
-            k samples of n features, as on the slides; "channels": n samples of k features.
+            k samples of n features, which gives the slides' numbers; "channels": n samples of k.
         center: subtract from each feature its mean over the samples. With positions as samples
             every kernel then has mean zero.
 
@@ -144,7 +156,7 @@ def atlas(weights: Iterable[Tensor], *, slices: Slices) -> list[dict[str, str | 
     """Return :func:`first_component` in percent by all of its definitions.
 
     A row for each ``samples`` and ``center``, with a value for each of ``AVERAGES`` by its name;
-    the first row's mean is the slides' definition. Arguments and errors are those of
+    the first row's mean is what gives the slides' numbers. Arguments and errors are those of
     :func:`first_component`.
     """
     weights = list(weights)
@@ -205,7 +217,7 @@ def rescale(
 def balanced_scales(weights: Sequence[Tensor]) -> list[Tensor]:
     """Return the scales m_l that :func:`rescale` needs to balance a ReLU network.
 
-    Weight decay picks them: at a stationary point of loss + (α/2)·Σw² no rescaling that keeps the
+    Weight decay picks them: at a stationary point of loss + (ω/2)·Σw² no rescaling that keeps the
     function may change Σw², so for every hidden channel c the weights that write it and those that
     read it have equal squared norms,
 

@@ -8,6 +8,15 @@ from torch import Tensor, nn
 
 from mnlib.ode import odeint
 
+__all__ = [
+    "Bottleneck",
+    "LinearBottleneck",
+    "ODEBlock",
+    "Residual",
+    "VectorField",
+    "group_norm",
+]
+
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """Return a group norm of eight groups, or of the greatest common divisor with ``channels``.
@@ -66,7 +75,7 @@ class LinearBottleneck(nn.Sequential):
     The projection to the few ``channels`` is linear, since a nonlinearity there would lose what
     they hold (Sandler et al., 2018). The inverted residual block is
     ``Residual(LinearBottleneck(channels, wide))``, N×channels×H×W;
-    :class:`mnlib.blocks.InvertedResidual` is MobileNet's, with its strides, widths and gates.
+    :class:`mnlib.mobilenet.InvertedResidual` is MobileNet's, with its strides, widths and gates.
     """
 
     def __init__(
@@ -84,24 +93,6 @@ class LinearBottleneck(nn.Sequential):
             norm(wide),
             activation(),
             nn.Conv2d(wide, channels, 1, bias=False),
-            norm(channels),
-        )
-
-
-class TwoConvolutions(nn.Sequential):
-    """Two 3×3 convolutions of equal width, N×channels×H×W: the basic branch (He et al., 2016)."""
-
-    def __init__(
-        self,
-        channels: int,
-        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
-        activation: Callable[[], nn.Module] = nn.ReLU,
-    ):
-        super().__init__(
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            norm(channels),
-            activation(),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
             norm(channels),
         )
 
@@ -130,8 +121,7 @@ class ODEBlock(nn.Module):
 
     With ``method="euler", steps=1`` it is ``h + field(0, h)``. The solver's settings are plain
     attributes, so that a trained block can be solved otherwise; ``nfe`` counts the evaluations of
-    ``field``, backward ones too, since it was last set to zero, save those that torch.compile has
-    compiled.
+    ``field``, backward but not compiled ones too, since it was last set to zero.
 
     Args:
         field: module with ``forward(t, h)``, such as :class:`VectorField`.

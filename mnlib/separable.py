@@ -13,6 +13,21 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+__all__ = [
+    "ORDERS",
+    "SLIDES_PARAMETERS",
+    "DecoupledConv2d",
+    "Decoupling",
+    "DepthwiseSeparableConv2d",
+    "Form",
+    "Order",
+    "decouple",
+    "multiply_adds",
+    "parameter_count",
+    "rank_bound",
+    "reduction",
+]
+
 Order = Literal["depthwise_first", "pointwise_first"]
 Form = Literal["regular", "depthwise_first", "pointwise_first"]
 ORDERS = ("depthwise_first", "pointwise_first")

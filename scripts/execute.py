@@ -1,5 +1,7 @@
 """Execute notebooks in place on the embedded tier, so that the committed outputs are reproducible.
 
+Pictures are left out: the build of the book draws them, and they would fill the repository.
+
 Usage: python scripts/execute.py book/vgg_pca.ipynb [...]      (no argument: every chapter)
 
 Cell timings are left out of the metadata: running twice gives byte-identical files.
@@ -25,6 +27,10 @@ def execute(path: Path) -> None:
         record_timing=False,
         resources={"metadata": {"path": str(ROOT / "book")}},
     ).execute()
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            for kind in [kind for kind in output.get("data", ()) if kind.startswith("image/")]:
+                del output["data"][kind]
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},

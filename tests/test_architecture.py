@@ -4,9 +4,9 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from mnlib import architecture
-from mnlib.blocks import count_macs
-from mnlib.models import mobilenet
+from mnlib import mobilenet
+from mnlib.cost import count_macs
+from mnlib.lab import architecture
 
 MODELS = {
     "v1": mobilenet.mobilenet_v1,
@@ -34,7 +34,7 @@ def test_layers_of_v3_large_follow_its_table():
 
 
 def test_cost_shares_add_up_to_the_whole_network(model):
-    shares = architecture.cost_shares(model)
+    shares = mobilenet.cost_shares(model)
     assert sum(p for p, _ in shares.values()) == pytest.approx(1)
     assert sum(m for _, m in shares.values()) == pytest.approx(1)
     linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
@@ -46,7 +46,7 @@ def test_cost_shares_add_up_to_the_whole_network(model):
 def test_cost_shares_of_v1_are_those_of_its_paper():
     """Howard et al. (2017), Table 2; its 1.19 % for the first layer is 1.91 with digits swapped."""
     with torch.device("meta"):
-        shares = architecture.cost_shares(mobilenet.mobilenet_v1())
+        shares = mobilenet.cost_shares(mobilenet.mobilenet_v1())
     percent = {kind: (100 * p, 100 * m) for kind, (p, m) in shares.items()}
     assert percent["pointwise"] == pytest.approx((74.59, 94.86), abs=0.006)
     assert percent["depthwise"] == pytest.approx((1.06, 3.06), abs=0.006)
@@ -57,7 +57,7 @@ def test_cost_shares_of_v1_are_those_of_its_paper():
 def test_looking_leaves_the_network_as_it_was(model):
     keys = list(model.state_dict())
     architecture.layers(model)
-    architecture.cost_shares(model)
+    mobilenet.cost_shares(model)
     assert list(model.state_dict()) == keys
     assert not any(m._forward_hooks for m in model.modules())
 

@@ -8,20 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mnlib.blocks import (
-    ConvNormActivation,
-    InvertedResidual,
-    Row,
-    SqueezeExcitation,
-    changed_gates,
+from mnlib.cost import (
     count_macs,
     count_parameters,
     fold_batch_norm,
     layers,
-    round_channels,
     time_in_turns,
 )
-from mnlib.models.mobilenet import V3_LARGE, V3_SMALL
+from mnlib.gates import SqueezeExcitation, changed_gates, round_channels
+from mnlib.mobilenet import (
+    V3_LARGE,
+    V3_SMALL,
+    ConvNormActivation,
+    InvertedResidual,
+    Row,
+)
 
 few = settings(deadline=None, max_examples=25)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mnlib import book, claims, data
+from mnlib.lab import book, claims, data
 
 
 def test_the_badge_tells_each_inputs_tier(monkeypatch):

@@ -41,7 +41,7 @@ def outcome(command: str, folder: Path) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_wrong_factor_in_mnlib_fails_the_book(command, copy):
-    file = copy / "mnlib" / "blocks.py"
+    file = copy / "mnlib" / "cost.py"
     right = ".values()) // 2"
     assert right in file.read_text()
     file.write_text(file.read_text().replace(right, ".values()) // 3"))

@@ -7,9 +7,9 @@ import torch
 from lightning_fabric import Fabric
 from torch.nn import functional as F
 
-from mnlib import training
-from mnlib.models.cifar import BasicBlock, NeuralODE, ResNet20
-from mnlib.training import Recipe, fit
+from mnlib.cifar import BasicBlock, NeuralODE, ResNet20
+from mnlib.lab import training
+from mnlib.lab.training import Recipe, fit
 
 
 def parameters(model):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mnlib import claims
+from mnlib.lab import claims
 
 ROOT = Path(__file__).parents[1]
 CLAIMS = claims.load_claims()

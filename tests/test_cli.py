@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mnlib import cli, data
+from mnlib.lab import cli, data
 
 
 def test_data_lists_every_input_with_its_tier(capsys, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnlib.data import CLASSES, drawn_flowers
+from mnlib.lab.data import CLASSES, drawn_flowers
 
 
 def test_shape_types_and_classes():

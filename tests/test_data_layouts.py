@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mnlib import data
-from mnlib.data import readers
-from mnlib.data.sources import INPUTS
-from mnlib.data.store import write_store
+from mnlib.lab import data
+from mnlib.lab.data import readers
+from mnlib.lab.data.sources import INPUTS
+from mnlib.lab.data.store import write_store
 
 rng = np.random.default_rng(0)
 CIFAR = {

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from mnlib import data
+from mnlib.lab import data
 
 
 @pytest.fixture(autouse=True)

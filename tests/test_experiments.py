@@ -8,10 +8,11 @@ import torch
 from sklearn.decomposition import PCA
 from torch import nn
 
-from mnlib import experiments, pca, runs, training
-from mnlib.data import Dataset
-from mnlib.models.cifar import NeuralODE
-from mnlib.training import Recipe
+from mnlib import pca
+from mnlib.cifar import NeuralODE
+from mnlib.lab import experiments, runs, training
+from mnlib.lab.data import Dataset
+from mnlib.lab.training import Recipe
 
 
 def _load(split):

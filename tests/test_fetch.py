@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from test_data_layouts import CIFAR, cifar_files, flower_files, mnist_files, vgg_layers, write_tar
 
-from mnlib import data
-from mnlib.data import download
-from mnlib.data.sources import INPUTS, Source
+from mnlib.lab import data
+from mnlib.lab.data import download
+from mnlib.lab.data.sources import INPUTS, Source
 
 
 @pytest.fixture
@@ -358,7 +358,7 @@ def test_a_killed_fetch_leaves_nothing_that_looks_complete(folder, tmp_path, mon
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     program = (
         "from mnlib import data\n"
-        "from mnlib.data.sources import INPUTS\n"
+        "from mnlib.lab.data.sources import INPUTS\n"
         "INPUTS['cifar10'] = INPUTS['cifar10']._replace(sources=INPUTS['cifar10'].sources[1:])\n"
         "data.fetch(['cifar10'])\n"
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mnlib import data, experiments, flowers, runs, training
+from mnlib.lab import data, experiments, flowers, runs, training
 
 CLASSES = data.CLASSES["tf_flowers"]
 PROVENANCE = {
@@ -83,10 +83,10 @@ def test_other_photographs_than_the_published_are_refused(photographs, monkeypat
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small"])
 def test_imagenet_weights_reach_all_layers_but_the_last(name, monkeypatch):
-    from mnlib import models
+    from mnlib import mobilenet
 
     torch.manual_seed(1)
-    imagenet = getattr(models, name)(1000)
+    imagenet = getattr(mobilenet, name)(1000)
     monkeypatch.setattr(data, "load", lambda _: imagenet.state_dict())
     model = flowers.pretrained(name)
     *_, weight, bias = model.state_dict()

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from sklearn.feature_selection import f_classif
 from torch import nn
 
-from mnlib.blocks import SqueezeExcitation
-from mnlib.models import gates
+from mnlib import gates
+from mnlib.gates import SqueezeExcitation
 
 
 def test_gates_that_the_class_determines_and_gates_that_never_change():

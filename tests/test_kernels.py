@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mnlib import blocks, kernels
-from mnlib.kernels import Conv2d, Hardswish, ReLU6, _FiveByFive
-from mnlib.models.mobilenet import V3_SMALL, mobilenet_v2, mobilenet_v3_small
+from mnlib import gates
+from mnlib.lab import kernels
+from mnlib.lab.kernels import Conv2d, Hardswish, ReLU6, _FiveByFive
+from mnlib.mobilenet import V3_SMALL, mobilenet_v2, mobilenet_v3_small
 
 few = settings(deadline=None, max_examples=25)
 
@@ -123,7 +124,7 @@ def test_a_relu6_that_is_not_in_place_leaves_its_input_alone():
 
 def test_the_faster_squeeze_is_the_plain_one():
     torch.manual_seed(0)
-    gate = blocks.SqueezeExcitation(16).double()
+    gate = gates.SqueezeExcitation(16).double()
     results = []
     for swap in (kernels.faster, kernels.plain):
         u = torch.randn(2, 16, 7, 7, dtype=torch.float64, generator=torch.manual_seed(1))

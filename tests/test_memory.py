@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from mnlib.memory import PeakMemory
+from mnlib.cost import PeakMemory
 from mnlib.ode import odeint
 from mnlib.residual import LinearBottleneck, VectorField, group_norm
 
@@ -66,7 +66,7 @@ def test_memory_of_the_three_gradients():
 def test_freed_memory_serves_again_without_page_faults():
     program = """
 import os, resource, torch
-from mnlib.memory import keep_freed
+from mnlib.lab.training import keep_freed
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 keep_freed()
 def use(): parts = [torch.ones(6_000_000) for _ in range(4)]

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from mnlib import claims, models
-from mnlib.blocks import SqueezeExcitation, count_macs, count_parameters, fold_batch_norm, layers
-from mnlib.models import mobilenet
+from mnlib import mobilenet
+from mnlib.cost import count_macs, count_parameters, fold_batch_norm, layers
+from mnlib.gates import SqueezeExcitation
+from mnlib.lab import claims
 
 TORCHVISION = ["mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small"]
 
@@ -34,7 +35,7 @@ def pair(name, width=1.0, classes=7):
 
     argument = {} if width == 1 else {"width_mult": width}
     theirs = lively(getattr(torchvision.models, name)(num_classes=classes, **argument))
-    ours = getattr(models, name)(classes, width)
+    ours = getattr(mobilenet, name)(classes, width)
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
 
@@ -83,7 +84,7 @@ def test_v1_equals_timms():
     import timm
 
     theirs = lively(timm.create_model("mobilenetv1_100", num_classes=7, act_layer=nn.ReLU))
-    ours = models.mobilenet_v1(7)
+    ours = mobilenet.mobilenet_v1(7)
     state = theirs.state_dict().values()
     assert [v.shape for v in ours.state_dict().values()] == [v.shape for v in state]
     ours.load_state_dict(dict(zip(ours.state_dict(), state, strict=True)))
@@ -118,7 +119,7 @@ def test_costs_are_the_papers(name, parameters, macs, paper_m, paper_macs):
     lists 217M, but the paper prints 219M.
     """
     with torch.device("meta"):
-        model = getattr(models, name)()
+        model = getattr(mobilenet, name)()
     assert count_parameters(model) == parameters
     assert count_macs(model) == macs
     norms = sum(count_parameters(m) for m in model.modules() if isinstance(m, nn.BatchNorm2d))
@@ -134,7 +135,7 @@ def test_gates_on_v3_smalls_last_convolution_would_not_fit_the_papers_own_count(
     """The paper's Table 2 ticks SE on the last 1×1 convolution: 2.7M parameters instead of 2.5M."""
     with torch.device("meta"):
         gates = count_parameters(SqueezeExcitation(576))
-        total = count_parameters(models.mobilenet_v3_small()) + gates
+        total = count_parameters(mobilenet.mobilenet_v3_small()) + gates
     assert gates == 2 * 576 * 144 + 576 + 144
     assert round(total / 1e6, 1) == 2.7
 
@@ -151,7 +152,7 @@ def test_number_of_shortcuts(rows, shortcuts):
 @pytest.mark.parametrize("name", ["mobilenet_v3_large", "mobilenet_v3_small"])
 def test_specification_read_off_the_modules_is_the_table_they_were_built_from(name):
     with torch.device("meta"):
-        table = mobilenet.specification(getattr(models, name)())
+        table = mobilenet.specification(getattr(mobilenet, name)())
     rows = mobilenet.V3_LARGE if name.endswith("large") else mobilenet.V3_SMALL
     for line, row in zip(table[1 : 1 + len(rows)], rows, strict=True):
         printed = (f"bneck, {row.kernel}×{row.kernel}", str(row.expanded), str(row.out))
@@ -176,7 +177,7 @@ def test_last_stage_before_and_after_the_redesign():
     x = torch.randn(2, 160, 7, 7)
     assert before(x).shape == after(x).shape == (2, 1000)
     # the redesigned stage is V3-Large's own: same cost and, with its weights, same outputs
-    large = models.mobilenet_v3_large().eval()
+    large = mobilenet.mobilenet_v3_large().eval()
     saved = macs_before - macs_after
     remark = next(c.remark for c in claims.load_claims() if c.id == "last-stage-share")
     assert f"{100 * saved / (count_macs(large) + saved):.1f} %" in remark
@@ -193,4 +194,4 @@ def test_last_stage_before_and_after_the_redesign():
 def test_a_width_that_is_not_positive_is_refused(width):
     for name in ("mobilenet_v1", *TORCHVISION):
         with pytest.raises(ValueError, match=r"width .* must be positive: 1 gives the paper's"):
-            getattr(models, name)(width=width)
+            getattr(mobilenet, name)(width=width)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from mnlib.blocks import InvertedResidual
-from mnlib.models import mobilenet
+from mnlib import mobilenet
+from mnlib.mobilenet import InvertedResidual
 from mnlib.ode import odeint
 from mnlib.residual import Residual
 

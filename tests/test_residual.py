@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mnlib.diagrams import residual_block
+from mnlib.lab.diagrams import residual_block
 from mnlib.ode import odeint
 from mnlib.residual import (
     Bottleneck,
@@ -16,15 +16,26 @@ from mnlib.residual import (
     ODEBlock,
     ODEStage,
     Residual,
-    TwoConvolutions,
     VectorField,
     group_norm,
 )
 
+
+def two_convolutions(channels, norm=nn.BatchNorm2d, activation=nn.ReLU):
+    """The basic branch of a residual block (He et al., 2016)."""
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+        norm(channels),
+        activation(),
+        nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+        norm(channels),
+    )
+
+
 BRANCHES = {
     "bottleneck": lambda: Bottleneck(16, 4, group_norm, nn.SiLU),
     "linear bottleneck": lambda: LinearBottleneck(16, 48, group_norm, nn.SiLU),
-    "two convolutions": lambda: TwoConvolutions(16, group_norm, nn.SiLU),
+    "two convolutions": lambda: two_convolutions(16, group_norm, nn.SiLU),
 }
 
 
@@ -119,7 +130,7 @@ def test_smooth_blocks_converge_to_a_flow_at_the_solvers_order():
 @pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "adjoint"])
 def test_under_autocast_the_state_keeps_its_precision(gradient):
     torch.manual_seed(0)
-    block = ODEBlock(VectorField(TwoConvolutions(8, group_norm, nn.SiLU), 8), gradient=gradient)
+    block = ODEBlock(VectorField(two_convolutions(8, group_norm, nn.SiLU), 8), gradient=gradient)
     h = torch.randn(2, 8, 4, 4, requires_grad=True)
     expected = block(h)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -132,12 +143,12 @@ def test_under_autocast_the_state_keeps_its_precision(gradient):
 
 def test_a_block_of_no_steps_is_refused():
     with pytest.raises(ValueError, match="steps=0"):
-        ODEBlock(VectorField(TwoConvolutions(4), 4), steps=0)(torch.zeros(1, 4, 4, 4))
+        ODEBlock(VectorField(two_convolutions(4), 4), steps=0)(torch.zeros(1, 4, 4, 4))
 
 
 def test_trajectory_starts_at_the_input_and_ends_at_the_output():
     torch.manual_seed(0)
-    block = ODEBlock(VectorField(TwoConvolutions(8, group_norm, nn.SiLU), 8), steps=4)
+    block = ODEBlock(VectorField(two_convolutions(8, group_norm, nn.SiLU), 8), steps=4)
     h = torch.randn(1, 8, 4, 4)
     path = block.trajectory(h, torch.linspace(0, 1, 3))
     assert torch.equal(path[0], h)
@@ -146,7 +157,7 @@ def test_trajectory_starts_at_the_input_and_ends_at_the_output():
 
 def test_block_can_be_copied_saved_and_solved_otherwise():
     torch.manual_seed(0)
-    block = ODEBlock(VectorField(TwoConvolutions(8, group_norm, nn.SiLU), 8))
+    block = ODEBlock(VectorField(two_convolutions(8, group_norm, nn.SiLU), 8))
     twin = copy.deepcopy(block)
     twin.load_state_dict(block.state_dict())
     h = torch.randn(1, 8, 4, 4)

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import torch
 
-from mnlib import runs
+from mnlib.lab import runs
 
 RUN = runs.Run(
     experiment="table1",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mnlib import claims
+from mnlib.lab import claims
 
 ROOT = Path(__file__).parents[1]
 DECK = ROOT.parent / "shared" / "slides.md"
@@ -138,3 +138,16 @@ def test_every_item_has_a_place(place):
 def test_nothing_is_said_to_come_from_a_description_of_the_slides():
     for page in PAGES:
         assert not re.search(r"description of the slides|from a description", source(page))
+
+
+CHAPTERS = [p for p in PAGES if p.suffix == ".ipynb" and p.stem not in ("data", "conclusion")]
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda p: p.stem)
+def test_a_chapter_ends_with_exercises_what_to_take_away_and_the_claims(page):
+    headings = re.findall(r"^## (.*)$", source(page), re.MULTILINE)
+    assert headings[-3:] == ["Exercises", "What to take away", "The slides' claims"]
+    exercises = re.findall(r"\{exercise\}.*\n:label: (\S+)", source(page))
+    solutions = re.findall(r"\{solution\} (\S+)", source(page))
+    assert exercises
+    assert solutions == exercises

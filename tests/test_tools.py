@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.func import functional_call, grad, jvp, vmap
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from mnlib import models
+from mnlib import mobilenet
 
 NAMES = ("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large")
 
@@ -19,7 +19,7 @@ def pair(request):
     """Return ours and torchvision's, of equal weights, evaluating."""
     torch.manual_seed(0)
     theirs = getattr(torchvision.models, request.param)(num_classes=5).eval()
-    ours = getattr(models, request.param)(classes=5).eval()
+    ours = getattr(mobilenet, request.param)(classes=5).eval()
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
 
@@ -74,7 +74,7 @@ def test_functional_transforms_give_autograds_gradients(pair, x):
 
 
 def test_a_training_step_compiles_as_a_whole():
-    model = models.mobilenet_v3_small(classes=2, width=0.35).train()
+    model = mobilenet.mobilenet_v3_small(classes=2, width=0.35).train()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     compiled(torch.randn(2, 3, 32, 32)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
@@ -82,7 +82,7 @@ def test_a_training_step_compiles_as_a_whole():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_eager_quantisation_sees_every_convolution(x):
-    model = models.mobilenet_v2(classes=5).eval()
+    model = mobilenet.mobilenet_v2(classes=5).eval()
     names = [["features.0.0", "features.0.1"]]
     fused = torch.ao.quantization.fuse_modules(model, names)
     torch.testing.assert_close(fused(x), model(x), rtol=1e-3, atol=1e-4)

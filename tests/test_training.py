@@ -11,9 +11,9 @@ from lightning_fabric import Fabric
 from torch import nn
 from torch.nn import functional as F
 
-from mnlib import training
-from mnlib.models.cifar import NeuralODE
-from mnlib.models.small import SmallConvNet
+from mnlib.cifar import NeuralODE
+from mnlib.lab import training
+from mnlib.lab.vgg import SmallConvNet
 
 CPU = {"accelerator": "cpu", "devices": 1}
 

@@ -1,7 +1,7 @@
 import matplotlib.pyplot as plt
 from torch import nn
 
-from mnlib import diagrams
+from mnlib.lab import diagrams
 from mnlib.separable import DepthwiseSeparableConv2d
 
 

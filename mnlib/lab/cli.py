@@ -5,6 +5,8 @@ import json
 import sys
 from collections.abc import Iterable
 
+__all__ = ["main", "parser"]
+
 
 def _print_table(rows: Iterable[dict]) -> None:
     rows = list(rows)
@@ -18,7 +20,7 @@ def _print_table(rows: Iterable[dict]) -> None:
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    from mnlib import data
+    from mnlib.lab import data
 
     rows = data.fetch(args.names)
     _print_table(rows)
@@ -26,15 +28,15 @@ def _fetch(args: argparse.Namespace) -> int:
 
 
 def _data(args: argparse.Namespace) -> int:
-    from mnlib import data
+    from mnlib.lab import data
 
     _print_table(data.status())
     return 0
 
 
 def _run(args: argparse.Namespace) -> int:
-    from mnlib.experiments import run
-    from mnlib.memory import keep_freed
+    from mnlib.lab.experiments import run
+    from mnlib.lab.training import keep_freed
 
     keep_freed()
     run(args.experiment, models=args.model, protocol=args.protocol, seeds=args.seed)
@@ -42,7 +44,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _runs(args: argparse.Namespace) -> int:
-    from mnlib import runs
+    from mnlib.lab import runs
 
     rows = runs.as_dicts()
     if args.json:
@@ -62,7 +64,7 @@ def _runs(args: argparse.Namespace) -> int:
 
 
 def _claims(args: argparse.Namespace) -> int:
-    from mnlib import claims
+    from mnlib.lab import claims
 
     rows = [claims.measure(claim) for claim in claims.load_claims()]
     if args.json:
@@ -78,7 +80,7 @@ def _rounded(value: object) -> object:
 
 
 def _classify(args: argparse.Namespace) -> int:
-    from mnlib import flowers
+    from mnlib.lab import flowers
 
     _print_table(flowers.classify(args.photographs))
     return 0

@@ -5,8 +5,11 @@ Every random choice of an epoch follows from (seed, epoch) alone, and a checkpoi
 after each epoch: a run killed at any moment resumes to the losses of one that was not.
 """
 
+import contextlib
 import copy
+import ctypes
 import hashlib
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -20,8 +23,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mnlib import kernels
-from mnlib.runs import Run, written_whole
+from mnlib.lab import kernels
+from mnlib.lab.runs import Run, written_whole
+
+__all__ = [
+    "LOSSES_AN_EPOCH",
+    "STATISTICS",
+    "WARMUP",
+    "Recipe",
+    "accuracy",
+    "fit",
+    "keep_freed",
+    "logits",
+    "outputs",
+    "prepare",
+    "resized_crop",
+    "shift",
+    "split",
+]
 
 #: Mean and standard deviation of each channel in [0, 1]: of CIFAR-10's and of MNIST's training
 #: images, and torchvision's for ImageNet, which the pre-trained MobileNets expect.
@@ -415,3 +434,17 @@ def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 def _identity(model: nn.Module, recipe: Recipe, seed: int, n: int) -> str:
     shapes = [(key, tuple(value.shape)) for key, value in model.state_dict().items()]
     return hashlib.sha256(repr((recipe, seed, n, shapes)).encode()).hexdigest()
+
+
+def keep_freed() -> None:
+    """Have this process keep the memory of freed tensors for new ones, on huge pages.
+
+    Otherwise much of a training step on a CPU is spent on pages that the system clears and takes
+    back. Call it before the first tensor is made, for PyTorch asks about huge pages only then. It
+    acts on Linux with glibc, where tensors of over 32 MiB are still given back.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, at its largest
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: none

@@ -1,7 +1,7 @@
 """Chapter 8's experiment: MobileNets and VGG-19 on the photographs of tf_flowers.
 
-The networks are those of :mod:`mnlib.models` and Simonyan and Zisserman (2015); the split is this
-book's and published in ``data/flowers_split.csv``. Probabilities are N×5 in the order of
+The networks are those of :mod:`mnlib.mobilenet` and Simonyan and Zisserman (2015); the split is
+this book's and published in ``data/flowers_split.csv``. Probabilities are N×5 in the order of
 ``CLASSES``, labels int64 N.
 """
 
@@ -19,12 +19,43 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import trange
 
-from mnlib import data, models, runs, training
-from mnlib.blocks import count_parameters
-from mnlib.data import Dataset
-from mnlib.models.vgg import vgg19_features
-from mnlib.runs import Outcome, Run
-from mnlib.training import Recipe
+from mnlib import mobilenet
+from mnlib.cost import count_parameters
+from mnlib.lab import data, runs, training
+from mnlib.lab.data import Dataset
+from mnlib.lab.runs import Outcome, Run
+from mnlib.lab.training import Recipe
+from mnlib.lab.vgg import vgg19_features
+
+__all__ = [
+    "AUGMENTED",
+    "CLASSES",
+    "HELD_OUT",
+    "NAMES",
+    "NEAR",
+    "PROTOCOLS",
+    "SPLIT",
+    "build",
+    "class_maps",
+    "classify",
+    "draw_accuracies",
+    "load",
+    "logistic_regression",
+    "near_duplicates",
+    "outputs",
+    "pretrained",
+    "probabilities",
+    "recipe",
+    "record_learning_curve",
+    "record_near_duplicates",
+    "reliability",
+    "split",
+    "train_vgg_head",
+    "trained",
+    "trainings",
+    "vgg_features",
+    "wilson",
+]
 
 #: The published split: class, file, sha256 and part ("train" or "validation") of each photograph.
 #: sha256 holds the first 16 digits of the hash of the original bytes, where those were at hand.
@@ -95,7 +126,7 @@ def load(part: str) -> Dataset:
 
     Args:
         part: ``"train"`` for all 3,670, of which the runner holds those of the published split out
-            (:func:`mnlib.training.split`), ``"test"`` for these 734.
+            (:func:`mnlib.lab.training.split`), ``"test"`` for these 734.
 
     Raises:
         FileNotFoundError: tf_flowers is not there; the message names the remedy.
@@ -120,7 +151,7 @@ def load(part: str) -> Dataset:
 
 def build(name: str) -> nn.Module:
     """Return a network with five outputs and random weights, for example ``"mobilenet_v2"``."""
-    return getattr(models, name)(classes=len(CLASSES)).to(memory_format=torch.channels_last)
+    return getattr(mobilenet, name)(classes=len(CLASSES)).to(memory_format=torch.channels_last)
 
 
 def pretrained(name: str) -> nn.Module:
@@ -232,7 +263,7 @@ def train_vgg_head(seed: int, names: dict[str, str], epochs: int = 40) -> Outcom
 def outputs(run: Run, images: np.ndarray) -> Tensor:
     """Return the logits, N×5, of the MobileNet that ``run`` recorded for uint8 N×224×224×3 images.
 
-    They are taken as :func:`mnlib.training.outputs` says.
+    They are taken as :func:`mnlib.lab.training.outputs` says.
 
     Raises:
         FileNotFoundError: the run kept no weights.
@@ -436,7 +467,7 @@ def classify(photographs: Iterable[str | Path]) -> list[dict[str, str | float]]:
 
 
 def _picture(file: Path) -> np.ndarray:
-    """Read a picture upright and resize it as :func:`mnlib.data.packed_flowers` does."""
+    """Read a picture upright and resize it as :func:`mnlib.lab.data.packed_flowers` does."""
     try:
         with Image.open(file) as image:
             upright = ImageOps.exif_transpose(image).convert("RGB")

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from mnlib.data import readers
+from mnlib.lab.data import readers
+
+__all__ = ["INPUTS", "Input", "Layout", "Source"]
 
 
 class Layout(NamedTuple):

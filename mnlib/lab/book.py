@@ -3,45 +3,33 @@
 import html
 from collections.abc import Iterable
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import HTML
 
-from mnlib import claims, data
+from mnlib.lab import claims, data
+from mnlib.lab.style import COLOURS, style
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; the line styles are for
-# readers in greyscale.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
-
-
-def style() -> None:
-    """Set matplotlib's parameters for the book: 6.5 in wide, light grid, colours and dashes."""
-    plt.rcParams.update(
-        {
-            "figure.figsize": (6.5, 3.6),
-            "figure.dpi": 120,
-            "figure.constrained_layout.use": True,
-            "axes.prop_cycle": plt.cycler(color=COLOURS) + plt.cycler(linestyle=_LINES),
-            "axes.grid": True,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "grid.alpha": 0.3,
-            "font.size": 9,
-            "legend.frameon": False,
-        }
-    )
+__all__ = [
+    "COLOURS",
+    "badge",
+    "claims_table",
+    "errata_table",
+    "glue",
+    "quotation",
+    "style",
+    "table",
+]
 
 
 def badge(*names: str) -> HTML:
     """Return the one-line badge that tells which tier each input of a chapter is in.
 
     Args:
-        names: inputs as :func:`mnlib.data.tier` knows them, for example ``"vgg19"``; none when the
-            chapter computes everything from nothing.
+        names: inputs as :func:`mnlib.lab.data.tier` knows them, for example ``"vgg19"``; none when
+            the chapter computes everything from nothing.
 
     Raises:
-        ValueError: a name that :mod:`mnlib.data` does not know.
+        ValueError: a name that :mod:`mnlib.lab.data` does not know.
 
     """
     parts = [f"{html.escape(name)}: <b>{data.tier(name)}</b>" for name in names]
@@ -88,22 +76,28 @@ def claims_table(chapter: str | None = None, kind: str | None = None) -> HTML:
             row = claims.measure(claim)
             target = f"conclusion.html#claim-{claim.id}" if chapter else _href(claim.place)
             anchor = "" if chapter else f' id="claim-{claim.id}"'
-            remark = f" <small>{_with_formulas(claim.remark)}</small>" if claim.remark else ""
+            remark = f"<br><small>{_with_formulas(claim.remark)}</small>" if claim.remark else ""
             rows.append(
                 {
                     "slide": _slide(claim.slide),
                     "printed": quotation(claim.quote),
                     "measured": f'<a{anchor} href="{target}">{_with_formulas(claim.claim)}</a>'
                     + remark,
-                    "threshold" if kind == "reading" else "slides": "–"
-                    if claim.value is None
-                    else f"{claim.value:,g} {claim.unit}",
+                    "verdict": row["verdict"],
+                    "slides": _stated(claim),
                     "live": _number(row["live"]),
                     "recorded": _number(row["recorded"]),
-                    "verdict": row["verdict"],
                 }
             )
     return _html(pd.DataFrame(rows), escape=False)
+
+
+def _stated(claim: claims.Claim) -> str:
+    """Return the slides' number; of a reading, the threshold, which is ours and says so."""
+    if claim.value is None:
+        return "–"
+    number = f"{claim.value:,g} {claim.unit}"
+    return f"ours: {claim.rule} {number}" if claim.kind == "reading" else number
 
 
 def _number(value: float | None) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
-from mnlib import blocks
+from mnlib import gates
 
 __all__ = ["faster", "plain"]
 
@@ -108,7 +108,7 @@ class Conv2d(nn.Conv2d):
         return super().forward(x)
 
 
-class SqueezeExcitation(blocks.SqueezeExcitation):
+class SqueezeExcitation(gates.SqueezeExcitation):
     """A squeeze whose gradient, unlike that of a mean, is spread over H×W without being stored."""
 
     def forward(self, u: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ _TWINS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: Conv2d,
     nn.ReLU6: ReLU6,
     nn.Hardswish: Hardswish,
-    blocks.SqueezeExcitation: SqueezeExcitation,
+    gates.SqueezeExcitation: SqueezeExcitation,
 }
 
 

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from mnlib.residual import ODEBlock, VectorField
 
+__all__ = ["BasicBlock", "NeuralODE", "ResNet20"]
+
 
 class BasicBlock(nn.Module):
     """``relu(shortcut(h) + branch(h))`` with two 3×3 convolutions (He et al., 2016, fig. 2).

@@ -1,7 +1,7 @@
 """What ``mnlib run`` does: train or measure in full, and record the result with its provenance.
 
 ``EXPERIMENTS[experiment][protocol][model]`` is a function of the seed that returns a
-:class:`mnlib.runs.Run` and the weights to keep with it.
+:class:`mnlib.lab.runs.Run` and the weights to keep with it.
 """
 
 import dataclasses
@@ -14,14 +14,29 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from mnlib import data, flowers, pca, runs, training
-from mnlib.blocks import count_parameters
-from mnlib.data import Dataset
-from mnlib.models import gates, mobilenet_v3_small
-from mnlib.models.cifar import NeuralODE, ResNet20
-from mnlib.models.small import SmallConvNet
-from mnlib.runs import Outcome, Run
-from mnlib.training import Recipe
+from mnlib import gates, pca
+from mnlib.cifar import NeuralODE, ResNet20
+from mnlib.cost import count_parameters
+from mnlib.lab import data, flowers, runs, training
+from mnlib.lab.data import Dataset
+from mnlib.lab.runs import Outcome, Run
+from mnlib.lab.training import Recipe
+from mnlib.lab.vgg import SmallConvNet
+from mnlib.mobilenet import mobilenet_v3_small
+
+__all__ = [
+    "EXPERIMENTS",
+    "GOOD",
+    "GOOD_ODE",
+    "MNIST",
+    "NETWORKS",
+    "SHORT",
+    "SHORT_ODE",
+    "SOLVERS",
+    "evaluate",
+    "run",
+    "trained",
+]
 
 #: Short: six epochs, the first four at three quarters of the resolution, where they cost half.
 SHORT = Recipe(sizes=(24,) * 4 + (32,) * 2, smoothing=0.1)

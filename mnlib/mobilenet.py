@@ -1,22 +1,58 @@
 """MobileNetV1, V2, V3-Large and V3-Small: the papers' tables are the code, one row a block.
 
 Sources: Howard et al. (2017), Table 1; Sandler et al. (2018), Table 2; Howard et al. (2019),
-Tables 1 and 2. V2 and V3 take and give torchvision's state dicts.
+Tables 1 and 2. V2 and V3 take and give torchvision's state dicts, and are made of PyTorch's layers.
 """
 
+from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
+from typing import Final, NamedTuple
 
 from torch import Tensor, nn
 
-from mnlib.blocks import (
-    NONLINEARITIES,
-    ConvNormActivation,
-    InvertedResidual,
-    Row,
-    SqueezeExcitation,
-    layers,
-    round_channels,
-)
+from mnlib.cost import layers
+from mnlib.gates import SqueezeExcitation, round_channels
+
+__all__ = [
+    "NONLINEARITIES",
+    "V1",
+    "V2",
+    "V3_LARGE",
+    "V3_SMALL",
+    "ConvNormActivation",
+    "InvertedResidual",
+    "MobileNet",
+    "Row",
+    "convolution_kind",
+    "cost_shares",
+    "last_stage_after",
+    "last_stage_before",
+    "mobilenet_v1",
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "mobilenet_v3_small",
+    "rows_v2",
+    "specification",
+]
+
+NONLINEARITIES = {"RE": nn.ReLU, "RE6": nn.ReLU6, "HS": nn.Hardswish}
+
+
+class Row(NamedTuple):
+    """One row of a MobileNet table, which is one block (Tables 1 and 2 of Howard et al., 2019).
+
+    ``expanded`` is the number of channels between expansion and projection, ``out`` that after the
+    projection, ``nonlinearity`` a key of :data:`NONLINEARITIES`, ``stride`` 1 or 2.
+    """
+
+    kernel: int
+    expanded: int
+    out: int
+    se: bool
+    nonlinearity: str
+    stride: int
+
 
 # out, stride. The paper prints stride 2 in the last row, but keeps its 7×7 map: it is 1.
 V1 = (
@@ -74,6 +110,97 @@ V3_SMALL = (
     Row(5, 576, 96, True, "HS", 1),
     Row(5, 576, 96, True, "HS", 1),
 )
+
+
+class ConvNormActivation(nn.Sequential):
+    """Convolution without bias, batch norm and, unless None, a nonlinearity.
+
+    Maps N×in_channels×H×W to N×out_channels×⌈H/stride⌉×⌈W/stride⌉ for an odd ``kernel``.
+
+    Raises:
+        ValueError: ``nonlinearity`` is neither None nor a key of :data:`NONLINEARITIES`.
+
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        nonlinearity: str | None,
+        stride: int = 1,
+        groups: int = 1,
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    ):
+        layers = [
+            nn.Conv2d(
+                in_channels,
+                out_channels,
+                kernel,
+                stride,
+                padding=kernel // 2,
+                groups=groups,
+                bias=False,
+            ),
+            norm(out_channels),
+        ]
+        if nonlinearity is not None:
+            if nonlinearity not in NONLINEARITIES:
+                raise ValueError(
+                    f"nonlinearity {nonlinearity!r} is unknown: choose one of "
+                    f"{', '.join(NONLINEARITIES)} or None"
+                )
+            layers.append(NONLINEARITIES[nonlinearity](inplace=True))
+        super().__init__(*layers)
+
+
+class InvertedResidual(nn.Module):
+    """Expand by 1×1, filter depth-wise, gate if asked for, project linearly by 1×1 (one row).
+
+    Maps N×in_channels×H×W to N×row.out×⌈H/stride⌉×⌈W/stride⌉. The input is added when the shape is
+    kept: stride 1 and equal channels. There is no expansion layer when ``row.expanded`` equals
+    ``in_channels``. ``flat`` names the layers as torchvision's MobileNetV2 does (``conv``, with
+    the projection not nested), otherwise as its MobileNetV3 (``block``).
+
+    Raises:
+        ValueError: the stride is neither 1 nor 2, or the nonlinearity is unknown.
+
+    """
+
+    flat: Final[bool]  # a constant, for TorchScript leaves the other branch out
+
+    def __init__(
+        self,
+        in_channels: int,
+        row: Row,
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        flat: bool = False,
+    ):
+        super().__init__()
+        kernel, expanded, out, se, nonlinearity, stride = row
+        if stride not in (1, 2):
+            raise ValueError(f"stride {stride} is not that of an inverted residual: give 1 or 2")
+        layers: list[nn.Module] = []
+        if expanded != in_channels:
+            layers += [ConvNormActivation(in_channels, expanded, 1, nonlinearity, norm=norm)]
+        layers += [
+            ConvNormActivation(expanded, expanded, kernel, nonlinearity, stride, expanded, norm)
+        ]
+        if se:
+            layers += [SqueezeExcitation(expanded, gate=nn.Hardsigmoid)]
+        projection = ConvNormActivation(expanded, out, 1, None, norm=norm)
+        self.flat = flat
+        if flat:
+            self.conv = nn.Sequential(*layers, *projection)
+        else:
+            self.block = nn.Sequential(*layers, projection)
+        self.shortcut = stride == 1 and in_channels == out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the projection, plus ``x`` where the shape is kept."""
+        y = self.conv(x) if self.flat else self.block(x)
+        return x + y if self.shortcut else y
+
 
 _norm_v3 = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 
@@ -221,6 +348,36 @@ def specification(model: MobileNet) -> list[dict[str, str]]:
             add(shape, "conv2d 1×1, NBN", out=linear.out_features, modules=after)
     columns = ("Input", "Operator", "exp size", "#out", "SE", "NL", "s")
     return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def convolution_kind(conv: nn.Conv2d) -> str:
+    """Return ``depthwise`` (of groups), ``pointwise`` (1×1) or ``convolution``."""
+    if conv.groups > 1:
+        return "depthwise"
+    return "pointwise" if conv.kernel_size == (1, 1) else "convolution"
+
+
+def cost_shares(model: nn.Module, size: int = 224) -> dict[str, tuple[float, float]]:
+    """Return, for each kind of layer, its share of all weights and of all multiply-adds.
+
+    Kinds are ``convolution`` (the stem), ``depthwise``, ``pointwise``, ``squeeze-excitation`` and
+    ``classifier``. Biases and batch norms do not count, as in Table 2 of Howard et al. (2017);
+    multiply-adds are those of one size×size image, as :func:`mnlib.cost.layers` counts them.
+    """
+    weights, madds = defaultdict(int), defaultdict(int)
+    gates = {m for s in model.modules() if isinstance(s, SqueezeExcitation) for m in s.modules()}
+    for row in layers(model, (3, size, size)):
+        module = model.get_submodule(row.name)
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
+        if isinstance(module, nn.Linear):
+            kind = "classifier"
+        else:
+            kind = "squeeze-excitation" if module in gates else convolution_kind(module)
+        weights[kind] += module.weight.numel()
+        madds[kind] += row.macs
+    totals = sum(weights.values()), sum(madds.values())
+    return {kind: (weights[kind] / totals[0], madds[kind] / totals[1]) for kind in weights}
 
 
 def last_stage_before(classes: int = 1000) -> nn.Sequential:

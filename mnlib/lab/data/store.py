@@ -19,8 +19,24 @@ from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
-from mnlib.data.readers import CLASSES, UNREADABLE, Photographs, tfds_store
-from mnlib.data.sources import INPUTS, Layout
+from mnlib.lab.data.readers import CLASSES, UNREADABLE, Photographs, tfds_store
+from mnlib.lab.data.sources import INPUTS, Layout
+
+__all__ = [
+    "Dataset",
+    "check_name",
+    "find",
+    "folders",
+    "install",
+    "load",
+    "packed_flowers",
+    "read",
+    "says_full",
+    "status",
+    "tier",
+    "workspace",
+    "write_store",
+]
 
 
 class Dataset(NamedTuple):

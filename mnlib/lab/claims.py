@@ -14,13 +14,30 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mnlib import data, experiments, flowers, pca, runs
-from mnlib.blocks import SqueezeExcitation, count_macs, count_parameters
-from mnlib.models import mobilenet
-from mnlib.models.cifar import NeuralODE, ResNet20
+from mnlib import mobilenet, pca
+from mnlib.cifar import NeuralODE, ResNet20
+from mnlib.cost import count_macs, count_parameters
+from mnlib.gates import SqueezeExcitation
+from mnlib.lab import data, experiments, flowers, runs
 from mnlib.separable import ORDERS, decouple, parameter_count, reduction
 
-DATA = Path(__file__).parents[1] / "data"
+__all__ = [
+    "DATA",
+    "KINDS",
+    "MEASURES",
+    "NOT_MEASURED",
+    "Claim",
+    "Erratum",
+    "Item",
+    "Measure",
+    "Slide",
+    "load_claims",
+    "load_errata",
+    "load_slides",
+    "measure",
+]
+
+DATA = Path(__file__).parents[2] / "data"
 
 NOT_MEASURED = "not measured"
 #: what sort of statement a claim is: see data/claims.toml

@@ -1,15 +1,77 @@
-"""What the gates of a trained network do: do they follow the class, and what are they worth?"""
+"""Squeeze-and-excitation, and what its gates do: do they follow the class, what are they worth?
+
+Source: Hu et al. (2018); in MobileNetV3, Howard et al. (2019).
+"""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import cycle
 
 import torch
 from torch import Tensor, nn
 
-from mnlib.blocks import changed_gates
+__all__ = [
+    "SqueezeExcitation",
+    "between_classes",
+    "changed_gates",
+    "replacements",
+    "round_channels",
+    "study",
+    "summary",
+    "watch",
+]
 
 Change = Callable[[int, Tensor], Tensor]
+
+
+def round_channels(channels: float) -> int:
+    """Return the multiple of 8 nearest to ``channels``, at least 8 and at least 90 % of it.
+
+    The rule of MobileNet's authors for every width that a multiplier or a reduction makes.
+    """
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+class SqueezeExcitation(nn.Module):
+    """Scale each channel by a gate that sees the mean of all channels (Hu et al., 2018).
+
+    For an input u of shape N×C×H×W, z is the mean of u over H and W, the slides' equation (9),
+    s = gate(W₂ ReLU(W₁ z + b₁) + b₂) the excitation, and the output s·u, their (10). W₁ squeezes to
+    C/reduction channels, rounded by :func:`round_channels`. ``gate`` is the sigmoid of Hu et al.
+    or, in MobileNetV3, ``nn.Hardsigmoid``.
+    """
+
+    def __init__(self, channels: int, reduction: float = 4, gate: type[nn.Module] = nn.Sigmoid):
+        super().__init__()
+        squeezed = round_channels(channels / reduction)
+        self.fc1 = nn.Conv2d(channels, squeezed, 1)
+        self.fc2 = nn.Conv2d(squeezed, channels, 1)
+        self.gate = gate()
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Return s·u, N×C×H×W."""
+        z = u.mean((2, 3), keepdim=True)
+        return self.gate(self.fc2(self.fc1(z).relu())) * u
+
+
+@contextmanager
+def changed_gates(model: nn.Module, change: Callable[[int, Tensor], Tensor | None]) -> Iterator:
+    """Within the context, let ``change(i, s)`` replace the gates s (N×C×1×1) of the i-th SE module.
+
+    A ``change`` that returns None only watches.
+    """
+    modules = [m for m in model.modules() if isinstance(m, SqueezeExcitation)]
+    hooks = [
+        m.gate.register_forward_hook(lambda _module, _args, s, i=i: change(i, s))
+        for i, m in enumerate(modules)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def watch(model: nn.Module, evaluate: Callable[[], Tensor]) -> tuple[list[Tensor], Tensor]:

@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mnlib.data.readers import CLASSES
+from mnlib.lab.data.readers import CLASSES
+
+__all__ = ["drawn_flowers"]
 
 _BATCH = 32  # images drawn together: few enough for the cache, enough to hide Python's loops
 _NUMBERS = 144  # random numbers an image; one row each, so that a longer draw starts alike

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mnlib.data.sources import INPUTS, Source
-from mnlib.data.store import (
+from mnlib.lab.data.sources import INPUTS, Source
+from mnlib.lab.data.store import (
     check_name,
     find,
     folders,
@@ -27,6 +27,8 @@ from mnlib.data.store import (
     workspace,
     write_store,
 )
+
+__all__ = ["PATIENCE", "Unreachable", "fetch"]
 
 PATIENCE = 8
 """Seconds after which a source that says nothing counts as not reachable."""

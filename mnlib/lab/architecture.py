@@ -1,6 +1,5 @@
-"""A network seen from outside: its layers and their cost, and the drawing of Figure 1."""
+"""A network seen from outside: its layers, the papers' figures, and a drawing."""
 
-from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,11 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Arc, Patch, Rectangle
 from torch import nn
 
-from mnlib import blocks
-from mnlib.blocks import InvertedResidual, SqueezeExcitation
-from mnlib.book import COLOURS
+from mnlib import cost
+from mnlib.gates import SqueezeExcitation
+from mnlib.lab.style import COLOURS
+from mnlib.mobilenet import InvertedResidual, convolution_kind
 
-PUBLISHED = Path(__file__).parents[1] / "data" / "published.csv"
+__all__ = ["KINDS", "PUBLISHED", "Layer", "draw", "layers", "legend_handles", "published"]
+
+PUBLISHED = Path(__file__).parents[2] / "data" / "published.csv"
 
 # kind of layer: colour and hatch
 KINDS = {
@@ -34,15 +36,9 @@ class Layer(NamedTuple):
     shortcut: bool
 
 
-def _kind(conv: nn.Conv2d) -> str:
-    if conv.groups > 1:
-        return "depthwise"
-    return "pointwise" if conv.kernel_size == (1, 1) else "convolution"
-
-
 def layers(model: nn.Module, size: int = 224) -> list[Layer]:
     """Return what each child of ``model.features`` is and gives for a size×size image."""
-    rows = {row.name: row for row in blocks.layers(model, (3, size, size))}
+    rows = {row.name: row for row in cost.layers(model, (3, size, size))}
     found = []
     for name, module in model.features.named_children():
         modules = list(module.modules())
@@ -50,33 +46,10 @@ def layers(model: nn.Module, size: int = 224) -> list[Layer]:
             gated = any(isinstance(m, SqueezeExcitation) for m in modules)
             kind = "inverted residual with SE" if gated else "inverted residual"
         else:
-            kind = _kind(next(m for m in modules if isinstance(m, nn.Conv2d)))
+            kind = convolution_kind(next(m for m in modules if isinstance(m, nn.Conv2d)))
         channels, side, _ = rows[f"features.{name}"].output
         found.append(Layer(kind, channels, side, getattr(module, "shortcut", False)))
     return found
-
-
-def cost_shares(model: nn.Module, size: int = 224) -> dict[str, tuple[float, float]]:
-    """Return, for each kind of layer, its share of all weights and of all multiply-adds.
-
-    Kinds are ``convolution`` (the stem), ``depthwise``, ``pointwise``, ``squeeze-excitation`` and
-    ``classifier``. Biases and batch norms do not count, as in Table 2 of Howard et al. (2017);
-    multiply-adds are those of one size×size image, as :func:`mnlib.blocks.layers` counts them.
-    """
-    weights, madds = defaultdict(int), defaultdict(int)
-    gates = {m for s in model.modules() if isinstance(s, SqueezeExcitation) for m in s.modules()}
-    for row in blocks.layers(model, (3, size, size)):
-        module = model.get_submodule(row.name)
-        if not isinstance(module, nn.Conv2d | nn.Linear):
-            continue
-        if isinstance(module, nn.Linear):
-            kind = "classifier"
-        else:
-            kind = "squeeze-excitation" if module in gates else _kind(module)
-        weights[kind] += module.weight.numel()
-        madds[kind] += row.macs
-    totals = sum(weights.values()), sum(madds.values())
-    return {kind: (weights[kind] / totals[0], madds[kind] / totals[1]) for kind in weights}
 
 
 def published() -> pd.DataFrame:

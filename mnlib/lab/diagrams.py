@@ -6,7 +6,9 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, Polygon, Rectangle
 from torch import nn
 
-from mnlib.book import COLOURS
+from mnlib.lab.style import COLOURS
+
+__all__ = ["KINDS", "chain", "residual_block", "wiring"]
 
 # of a layer's kind: the fills are light, so that text on them reads
 KINDS = {

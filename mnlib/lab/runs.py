@@ -21,7 +21,21 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+__all__ = [
+    "FOLDER",
+    "ROOT",
+    "Outcome",
+    "Run",
+    "as_dicts",
+    "environment",
+    "load_checkpoint",
+    "load_runs",
+    "provenance",
+    "save_run",
+    "written_whole",
+]
+
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "data"
 
 

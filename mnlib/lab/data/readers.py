@@ -2,8 +2,8 @@
 
 A reader of a dataset takes a path and a split and returns ``(images, labels)``; a reader of weights
 takes a path and returns a state dict. ``path`` is a folder, or an archive that is read in place.
-What cannot be read raises one of :data:`UNREADABLE`; :func:`mnlib.data.load` makes of it the one
-sentence that names the input and the remedy.
+What cannot be read raises one of :data:`UNREADABLE`; :func:`mnlib.lab.data.load` makes of it the
+one sentence that names the input and the remedy.
 """
 
 import gzip
@@ -17,6 +17,24 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+__all__ = [
+    "CLASSES",
+    "UNREADABLE",
+    "Photographs",
+    "cifar10_binary",
+    "cifar10_pickles",
+    "cifar10_pngs",
+    "flowers_archive",
+    "flowers_folder",
+    "members",
+    "mnist_idx",
+    "state_dict",
+    "tfds_store",
+    "vgg19_keras",
+    "vgg19_normalised",
+    "vgg19_oxford",
+]
 
 UNREADABLE = (
     EOFError,
