@@ -357,7 +357,7 @@ def test_a_killed_fetch_leaves_nothing_that_looks_complete(folder, tmp_path, mon
     )
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     program = (
-        "from mnlib import data\n"
+        "from mnlib.lab import data\n"
         "from mnlib.lab.data.sources import INPUTS\n"
         "INPUTS['cifar10'] = INPUTS['cifar10']._replace(sources=INPUTS['cifar10'].sources[1:])\n"
         "data.fetch(['cifar10'])\n"
