@@ -22,7 +22,8 @@ from torch import nn
 
 from mnlib import mobilenet
 from mnlib.cost import count_macs, count_parameters, fold_batch_norm
-from mnlib.lab.kernels import faster, keep_freed
+from mnlib.lab.kernels import faster
+from mnlib.lab.training import keep_freed
 from mnlib.mobilenet import last_stage_after, last_stage_before
 
 TIMM = {
