@@ -12,6 +12,7 @@ __all__ = [
     "Bottleneck",
     "LinearBottleneck",
     "ODEBlock",
+    "ODEStage",
     "Residual",
     "VectorField",
     "group_norm",
@@ -215,9 +216,7 @@ class ODEStage(nn.Module):
         return h
 
 
-class _Held(nn.Module):
-    """A branch as a field that does not look at the time."""
-
+class _Held(nn.Module):  # a branch as a field that does not look at the time
     def __init__(self, branch: nn.Module):
         super().__init__()
         self.branch = branch
