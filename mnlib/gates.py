@@ -52,8 +52,10 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """Return s·u, N×C×H×W."""
-        z = u.mean((2, 3), keepdim=True)
-        return self.gate(self.fc2(self.fc1(z).relu())) * u
+        return self.gate(self.fc2(self.fc1(self._squeeze(u)).relu())) * u
+
+    def _squeeze(self, u: Tensor) -> Tensor:
+        return u.mean((2, 3), keepdim=True)
 
 
 @contextmanager

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from mnlib.lab import claims
+from mnlib.lab.deck import load_slides
 
 ROOT = Path(__file__).parents[1]
 DECK = ROOT.parent / "shared" / "slides.md"
-SLIDES = claims.load_slides()
+SLIDES = load_slides()
 PAGES = sorted([*(ROOT / "book").glob("*.ipynb"), *(ROOT / "book").glob("*.md")])
 LEDGERS = [*claims.load_claims(), *claims.load_errata()]
 

@@ -7,7 +7,6 @@ image, and runs every page again, since an unchanged page may call code that cha
 
 import ast
 import re
-import tomllib
 from pathlib import Path
 
 from docutils import nodes
@@ -21,10 +20,12 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxRole
 
+from mnlib.lab.deck import load_slides, pieces
+
 LOGGER = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
-SLIDES = tomllib.loads((ROOT / "data" / "slides.toml").read_text("utf-8"))["slide"]
+SLIDES = load_slides()
 
 
 def definitions(path: Path) -> dict[str, int]:
@@ -89,18 +90,14 @@ class Quotation(SphinxRole):
         """Return a quotation in a link."""
         text = self.text.replace("\x00", "\\")
         number = next(
-            (
-                number
-                for number, slide in enumerate(SLIDES, 1)
-                if any(text in item["quote"] for item in slide["item"])
-            ),
+            (s.number for s in SLIDES if any(text in item.quote for item in s.items)),
             None,
         )
-        if text.startswith("\\"):  # a formula as a whole
-            text = f"${text}$"
-        text = text.replace("**", "").replace("\\*", "*")
         quotation = nodes.inline("", "", classes=["mnlib-deck"], slide=number)
-        for i, piece in enumerate(f"“{text}”".split("$")):
+        words_and_formulas = pieces(text)
+        words_and_formulas[0] = "“" + words_and_formulas[0]
+        words_and_formulas[-1] += "”"
+        for i, piece in enumerate(words_and_formulas):
             quotation += nodes.math("", piece) if i % 2 else nodes.inline("", piece)
         return [quotation], []
 
@@ -123,21 +120,14 @@ def write_slides(app: Sphinx, page: str, source: list[str]) -> None:
     if page != "slides":
         return
     lines = []
-    for number, slide in enumerate(SLIDES, 1):
-        lines += [f"(slide-{number})=", f"## {number}. {slide['title']}", ""]
-        for item in slide["item"]:
-            anchor = item["place"].partition("#")[2]
-            quote = item["quote"]
-            if "equation" in item:
-                place, quote = (
-                    f"{{eq}}`{anchor.removeprefix('equation-')}`",
-                    f"${quote}$",
-                )
-            elif anchor.startswith("fig-"):
-                place, quote = f"{{numref}}`{anchor}`", f"{{deck}}`{quote}`"
-            else:
-                place, quote = f"{{ref}}`{anchor}`", f"{{deck}}`{quote}`"
-            lines.append(f"- *{item['kind']}:* {quote} → {place}")
+    for slide in SLIDES:
+        lines += [f"(slide-{slide.number})=", f"## {slide.number}. {slide.title}", ""]
+        for item in slide.items:
+            anchor = item.place.partition("#")[2].removeprefix("equation-")
+            role = "numref" if anchor.startswith("fig-") else "ref"
+            role = "eq" if item.equation else role
+            quote = f"${item.quote}$" if item.equation else f"{{deck}}`{item.quote}`"
+            lines.append(f"- *{item.kind}:* {quote} → {{{role}}}`{anchor}`")
         lines.append("")
     source[0] += "\n" + "\n".join(lines)
 
@@ -145,9 +135,9 @@ def write_slides(app: Sphinx, page: str, source: list[str]) -> None:
 def name_slides(app: Sphinx, tree: nodes.document) -> None:
     """Say which slides a section follows; warn where a place is missing."""
     page, found = app.env.docname, {}
-    for number, slide in enumerate(SLIDES, 1):
-        for item in slide["item"]:
-            its_page, _, anchor = item["place"].partition("#")
+    for slide in SLIDES:
+        for item in slide.items:
+            its_page, _, anchor = item.place.partition("#")
             if its_page != page:
                 continue
             node = next(
@@ -166,9 +156,11 @@ def name_slides(app: Sphinx, tree: nodes.document) -> None:
                 message = (
                     "data/slides.toml puts slide %d at #%s, which is not on the page"
                 )
-                LOGGER.warning(message, number, anchor, location=page, type="mnlib")
+                LOGGER.warning(
+                    message, slide.number, anchor, location=page, type="mnlib"
+                )
             else:
-                found.setdefault(node, {})[number] = slide["title"]
+                found.setdefault(node, {})[slide.number] = slide.title
     for section, slides in found.items():
         line = nodes.paragraph(classes=["mnlib-slides"])
         line += nodes.Text("Follows ")

@@ -7,6 +7,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from mnlib.lab import claims, data
+from mnlib.lab.deck import pieces
 from mnlib.lab.style import COLOURS, style
 
 __all__ = [
@@ -124,22 +125,21 @@ def errata_table() -> HTML:
 
 
 def quotation(text: str) -> str:
-    """Return a quotation of the slides as HTML, its ``$formulas$`` for MathJax.
-
-    One that begins with a backslash is a formula as a whole.
-    """
-    text = text.replace("**", "").replace("\\*", "*") if text[0] != "\\" else f"${text}$"
-    return f'<q class="mnlib-deck">{_with_formulas(text)}</q>'
+    """Return a quotation of the slides as HTML, its formulas for MathJax."""
+    return f'<q class="mnlib-deck">{_html_of(pieces(text))}</q>'
 
 
 def _with_formulas(text: str) -> str:
-    pieces = text.split("$")
-    pieces[::2] = [html.escape(piece) for piece in pieces[::2]]
-    pieces[1::2] = [
+    return _html_of(text.split("$"))
+
+
+def _html_of(words_and_formulas: list[str]) -> str:
+    return "".join(
         f'<span class="math notranslate nohighlight">\\({html.escape(piece)}\\)</span>'
-        for piece in pieces[1::2]
-    ]
-    return "".join(pieces)
+        if i % 2
+        else html.escape(piece)
+        for i, piece in enumerate(words_and_formulas)
+    )
 
 
 def _slide(number: int) -> str:

@@ -1,15 +1,12 @@
-"""The slides, their claims and their errors: what they say, what is measured, and the verdict.
+"""The slides' claims and errors: what they say, what is measured, and the verdict.
 
-``data/slides.toml`` lists the slides, ``data/claims.toml`` and ``data/errata.toml`` are the
-ledgers; ``MEASURES`` says how each claim is measured, now and in the recorded runs. Chapters and
-the closing table show the same measurement.
+``data/claims.toml`` and ``data/errata.toml`` are the ledgers; ``MEASURES`` says how each claim is
+measured, now and in the recorded runs. Chapters and the closing table show the same measurement.
 """
 
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -19,25 +16,20 @@ from mnlib.cifar import NeuralODE, ResNet20
 from mnlib.cost import count_macs, count_parameters
 from mnlib.gates import SqueezeExcitation
 from mnlib.lab import data, experiments, flowers, runs
+from mnlib.lab.deck import ledger
 from mnlib.separable import ORDERS, decouple, parameter_count, reduction
 
 __all__ = [
-    "DATA",
     "KINDS",
     "MEASURES",
     "NOT_MEASURED",
     "Claim",
     "Erratum",
-    "Item",
     "Measure",
-    "Slide",
     "load_claims",
     "load_errata",
-    "load_slides",
     "measure",
 ]
-
-DATA = Path(__file__).parents[2] / "data"
 
 NOT_MEASURED = "not measured"
 #: what sort of statement a claim is: see data/claims.toml
@@ -105,45 +97,14 @@ class Erratum:
     test: str = ""
 
 
-@dataclass(frozen=True)
-class Item:
-    """A statement, formula, figure, table or claim of a slide and its ``page#anchor`` here."""
-
-    kind: str
-    quote: str
-    place: str
-    equation: int | None = None
-
-
-@dataclass(frozen=True)
-class Slide:
-    """A slide of the deck: its number in the deck's order from 1, its title and its items."""
-
-    number: int
-    title: str
-    items: tuple[Item, ...]
-
-
-def _ledger(name: str, key: str) -> list[dict]:
-    return tomllib.loads((DATA / f"{name}.toml").read_text("utf-8"))[key]
-
-
 def load_claims() -> list[Claim]:
     """Return the claims in the slides' order."""
-    return [Claim(**entry) for entry in _ledger("claims", "claim")]
+    return [Claim(**entry) for entry in ledger("claims")]
 
 
 def load_errata() -> list[Erratum]:
     """Return the errata in the slides' order."""
-    return [Erratum(**entry) for entry in _ledger("errata", "erratum")]
-
-
-def load_slides() -> list[Slide]:
-    """Return the slides in the deck's order."""
-    return [
-        Slide(number, entry["title"], tuple(Item(**item) for item in entry["item"]))
-        for number, entry in enumerate(_ledger("slides", "slide"), 1)
-    ]
+    return [Erratum(**entry) for entry in ledger("errata")]
 
 
 def _recorded(experiment: str, model: str, protocol: str) -> runs.Run | None:
@@ -226,8 +187,9 @@ def _compression_saves() -> float:
 def _resnet_ahead() -> float | None:
     """Return by how many points the ResNet leads in the short protocol, on average over seeds."""
 
+    every = runs.load_runs("table1")
+
     def mean(model: str) -> float | None:
-        every = runs.load_runs("table1")
         found = [r.accuracy for r in every if (r.protocol, r.model) == ("slides", model)]
         return 100 * sum(found) / len(found) if found else None
 

@@ -111,11 +111,9 @@ class Conv2d(nn.Conv2d):
 class SqueezeExcitation(gates.SqueezeExcitation):
     """A squeeze whose gradient, unlike that of a mean, is spread over H×W without being stored."""
 
-    def forward(self, u: Tensor) -> Tensor:
-        """Return s·u, N×C×H×W."""
+    def _squeeze(self, u: Tensor) -> Tensor:
         total = u.sum((2, 3), keepdim=True, dtype=torch.promote_types(u.dtype, torch.float32))
-        z = (total / (u.shape[2] * u.shape[3])).to(u.dtype)
-        return self.gate(self.fc2(self.fc1(z).relu())) * u
+        return (total / (u.shape[2] * u.shape[3])).to(u.dtype)
 
 
 _TWINS: dict[type[nn.Module], type[nn.Module]] = {

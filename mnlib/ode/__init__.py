@@ -90,8 +90,8 @@ def odeint(
             so segments of √steps *graphs*, the usual checkpointing, would cost more memory up to
             thousands of steps; a reversible method would need O(1), but it is another method with
             poorer stability. ``func`` must give the same value when called again: no dropout, no
-            batch statistics, which is noticed where a state was kept. It is called in the backward
-            pass, step by step; that holds for ``"adjoint"``, too.
+            batch statistics; other values are noticed where a state was kept. It is called in the
+            backward pass, step by step; that holds for ``"adjoint"``, too.
 
             ``"adjoint"``, the continuous adjoint (Chen et al., 2018), O(1) memory in the steps, is
             **approximate**: it solves another equation backwards, with an error of its own. That
@@ -147,10 +147,11 @@ def odeint(
             solution = Checkpointed.apply(solver, field, len(leaves), *rest)
         else:
             solution = Adjoint.apply(solver, field, len(leaves), seminorm, *rest)
-        for x in solution:
-            if own and x.requires_grad:  # to look once, as the backward pass begins
-                # weakly: the solution keeps func, and func may keep the solution
-                x.register_hook(partial(_check_parameters, weakref.ref(func), _marks(func)))
+        if own:  # to look once, as the backward pass begins
+            # weakly: the solution keeps func, and func may keep the solution
+            look = partial(_check_parameters, weakref.ref(func), _marks(func))
+            for x in (x for x in solution if x.requires_grad):
+                x.register_hook(look)
     else:
         raise ValueError(f"gradient={gradient!r} is unknown; choose one of {', '.join(GRADIENTS)}")
     return _unflatten(y0, iter(solution))
@@ -201,9 +202,7 @@ def _marks(func) -> tuple[list[int], list[tuple[int, int]]]:
 
 
 def _check_parameters(func: weakref.ref, before: tuple[list, list], _gradient: Tensor) -> None:
-    if (now := func()) is None:
-        return
-    parameters, buffers = _marks(now)
+    parameters, buffers = _marks(func())  # the graph keeps it
     if parameters != before[0]:
         raise RuntimeError(
             "func has other parameters in the backward pass than in the forward one; go back "

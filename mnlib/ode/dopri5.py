@@ -108,7 +108,7 @@ class Dopri5:
             self._rms(error, atol[n] + self.rtol * torch.maximum(y[n].abs(), new[n].abs()))
             for n, error in zip(used, errors, strict=True)
         ]
-        return float(torch.stack([x.double() for x in ratios]).max())
+        return float(torch.stack(ratios).max())
 
     @torch.no_grad()
     def _first_step(
@@ -120,7 +120,7 @@ class Dopri5:
 
         def size(values: State) -> float:
             scaled = [self._rms(values[n], atol[n] + self.rtol * y[n].abs()) for n in used]
-            return float(torch.stack([x.double() for x in scaled]).max())
+            return float(torch.stack(scaled).max())
 
         d0, d1 = size(y), size(slope)
         if not (math.isfinite(d0) and math.isfinite(d1)):
@@ -140,13 +140,13 @@ class Dopri5:
         return min(max(min(100 * guess, better), smallest), abs(span)) / abs(span)
 
     def _rms(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Return the root mean square of a ratio, 0 for an empty one."""
+        """Return the root mean square of a ratio, 0 for an empty one, as a float64."""
         if not x.numel():
-            return torch.zeros((), dtype=x.dtype, device=x.device)
+            return torch.zeros((), dtype=torch.float64, device=x.device)
         squares = (x / scale).square()
         if self.per_sample and x.ndim > 1:
             squares = squares.flatten(1).mean(1).max()
         size = squares.mean().sqrt()
         if x.dtype != torch.float64 and not bool(size.isfinite()):  # the square may overflow
             return self._rms(x.double(), scale)
-        return size
+        return size.double()
