@@ -8,7 +8,7 @@ from lightning_fabric import Fabric
 from torch.nn import functional as F
 
 from mnlib.cifar import BasicBlock, NeuralODE, ResNet20
-from mnlib.lab import training
+from mnlib.lab.images import prepare
 from mnlib.lab.training import Recipe, fit
 
 
@@ -137,7 +137,7 @@ def test_training_with_the_penalty_straightens():
         model = NeuralODE(widths=(4, 8, 8))
         recipe = Recipe(sizes=(8,) * 4, batch=16, rate=0.1, penalties=(weight,) * 4)
         fit(model, x, y, recipe, fabric=Fabric(accelerator="cpu", devices=1))
-        model(training.prepare(x, 8, "cifar10"))
+        model(prepare(x, 8, "cifar10"))
         bent.append(model.penalty().item())
     assert bent[1] < bent[0] / 2
 

@@ -1,5 +1,7 @@
 """What `mnlib run` records, on tasks of a second."""
 
+import dataclasses
+import json
 from functools import partial
 
 import numpy as np
@@ -10,9 +12,12 @@ from torch import nn
 
 from mnlib import pca
 from mnlib.cifar import NeuralODE
-from mnlib.lab import experiments, runs, training
+from mnlib.cost import count_parameters
+from mnlib.lab import cli, experiments, runs, training
 from mnlib.lab.data import Dataset
-from mnlib.lab.training import Recipe
+from mnlib.lab.images import prepare
+from mnlib.lab.tasks import Images, Mirrored, Training
+from mnlib.lab.training import WARMUP, Recipe
 
 
 def _load(split):
@@ -27,28 +32,23 @@ def _tiny():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
 
 
-_task = partial(
-    experiments._train,
-    dataset="stripes",
-    load=_load,
+STRIPES = Images("stripes", _load)
+RECIPE = Recipe(sizes=(8, 8), batch=10, rate=0.05)
+CONV = Training(STRIPES, _tiny, RECIPE, held_out=20)
+ODE = Training(
+    STRIPES,
+    partial(NeuralODE, 2, widths=(4, 8, 8)),
+    RECIPE,
     held_out=20,
-    recipe=Recipe(sizes=(8, 8), batch=10, rate=0.05),
+    solvers=experiments.SOLVERS,
 )
-TABLE = {
-    "toy": {
-        "short": {
-            "conv": partial(_task, build=_tiny),
-            "ode": partial(
-                _task, build=partial(NeuralODE, 2, widths=(4, 8, 8)), more=experiments._refine
-            ),
-        }
-    }
-}
+TABLE = {"toy": {"short": {"conv": CONV, "ode": ODE}}}
 
 
 @pytest.fixture
 def toy(monkeypatch, tmp_path):
-    monkeypatch.setattr(experiments, "EXPERIMENTS", TABLE)
+    table = {name: {key: dict(row) for key, row in rows.items()} for name, rows in TABLE.items()}
+    monkeypatch.setattr(experiments, "EXPERIMENTS", table)
     monkeypatch.setenv("MNLIB_DATA", str(tmp_path / "data"))
     return tmp_path
 
@@ -70,7 +70,8 @@ def test_a_recorded_run_is_reproduced_by_its_checkpoint(toy, capsys):
 
 
 def test_without_images_held_out_every_one_is_learnt_from(toy, monkeypatch):
-    monkeypatch.setitem(TABLE["toy"], "all", {"conv": partial(_task, build=_tiny, held_out=0)})
+    every = dataclasses.replace(CONV, held_out=0)
+    monkeypatch.setitem(experiments.EXPERIMENTS["toy"], "all", {"conv": every})
     (run,) = experiments.run("toy", protocol="all", folder=toy)
     assert run.results["trained_on"] == len(_load("train").labels)
     assert "accuracy" not in run.results["curves"]
@@ -80,7 +81,7 @@ def test_a_killed_run_leaves_its_progress_and_goes_on(toy, monkeypatch):
     whole = experiments.run("toy", models=["conv"], folder=toy / "whole")[0]
 
     def dies(*args, original=training.logits, calls=iter(range(9)), **kwargs):  # noqa: B008
-        if next(calls) == 1:
+        if next(calls) == 2:  # after the look at one image, in the second epoch
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
@@ -89,7 +90,7 @@ def test_a_killed_run_leaves_its_progress_and_goes_on(toy, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             experiments.run("toy", models=["conv"], folder=toy)
     assert runs.load_runs(folder=toy) == []
-    assert [p.name for p in (toy / "data" / "runs").iterdir()] == ["toy-short-conv-0.pt"]
+    assert [p.name for p in (toy / "data" / "runs").iterdir()] == ["toy-conv-short-0.pt"]
     (run,) = experiments.run("toy", models=["conv"], folder=toy)
     assert run.results["curves"]["loss"] == whole.results["curves"]["loss"]
     assert run.sha256 == whole.sha256
@@ -143,7 +144,7 @@ def test_slices_are_counted_and_averaged_over_layers(monkeypatch, tmp_path):
         "features.0.bias": torch.zeros(6),
         "features.2.weight": torch.randn(4, 6, 3, 3, generator=generator),
     }
-    monkeypatch.setattr(experiments.data, "load", lambda name: weights)
+    monkeypatch.setattr(experiments.data, "load", lambda name, split="train": weights)
     (run,) = experiments.run("vgg19_slices", folder=tmp_path)
     for slices, counts in (("vertical", (3, 6)), ("horizontal", (6, 4))):
         result = run.results[slices]
@@ -163,15 +164,12 @@ def test_a_training_outlives_a_record_that_cannot_be_written(toy, monkeypatch):
         patch.setattr(runs, "save_run", full)
         with pytest.raises(OSError, match="disk full"):
             experiments.run("toy", models=["conv"], folder=toy)
-    assert [p.name for p in (toy / "data" / "runs").iterdir()] == ["toy-short-conv-0.pt"]
+    assert [p.name for p in (toy / "data" / "runs").iterdir()] == ["toy-conv-short-0.pt"]
 
 
 def test_a_recorded_network_is_evaluated_as_it_was(toy, monkeypatch):
     monkeypatch.setattr(runs, "load_checkpoint", partial(runs.load_checkpoint, folder=toy))
-    monkeypatch.setattr(experiments, "NETWORKS", {("stripes", "conv"): _tiny})
-    monkeypatch.setattr(experiments.data, "load", lambda name, split: _load(split))
     (run,) = experiments.run("toy", models=["conv"], folder=toy)
-    monkeypatch.setattr(experiments.data, "tier", lambda name: "real data")
     seen = []
     logits = training.logits
     monkeypatch.setattr(
@@ -180,7 +178,9 @@ def test_a_recorded_network_is_evaluated_as_it_was(toy, monkeypatch):
     assert experiments.evaluate(run) == run.accuracy
     assert seen == [{"size": 8, "statistics": "cifar10", "batch": 10, "mirrored": False}]
     assert not experiments.trained(run).training
-    monkeypatch.setattr(experiments.data, "tier", lambda name: "embedded")
+    absent = dataclasses.replace(CONV, images=dataclasses.replace(STRIPES, inputs=("cifar10",)))
+    monkeypatch.setitem(experiments.EXPERIMENTS["toy"]["short"], "conv", absent)
+    monkeypatch.setenv("MNLIB_TIER", "embedded")
     assert experiments.evaluate(run) is None
 
 
@@ -199,29 +199,70 @@ def test_every_name_is_looked_up_before_anything_is_trained(toy, monkeypatch):
 
 
 def test_a_network_is_tested_on_mirror_images_too(toy, monkeypatch):
-    trained = partial(_state, folder=toy)
-    task = partial(experiments._mirrored, of="short", load=_load, trained=trained)
-    monkeypatch.setitem(TABLE["toy"], "mirrored", {"conv": task})
+    monkeypatch.setitem(
+        experiments.EXPERIMENTS["toy"], "mirrored", {"conv": Mirrored("short", CONV)}
+    )
+    monkeypatch.setattr(runs, "load_checkpoint", partial(runs.load_checkpoint, folder=toy))
     monkeypatch.setattr(runs, "load_runs", partial(runs.load_runs, folder=toy))
     with pytest.raises(FileNotFoundError, match="run toy --protocol short --model conv --seed 1"):
         experiments.run("toy", protocol="mirrored", seeds=[1], folder=toy)
     (plain,) = experiments.run("toy", models=["conv"], protocol="short", seeds=[1], folder=toy)
     (run,) = experiments.run("toy", protocol="mirrored", seeds=[1], folder=toy)
     assert (run.checkpoint, run.sha256) == (plain.checkpoint, plain.sha256)
-    assert run.results == {"of": plain.name, "recipe": plain.results["recipe"]}
+    assert run.results.keys() == {"of", "recipe", "answers"}
+    assert (run.results["of"], run.results["recipe"]) == (plain.name, plain.results["recipe"])
     assert (run.epochs, plain.epochs) == (0, 2)
 
     test, model = _load("test"), _state(plain, toy)
-    x = training.prepare(torch.tensor(test.images), 8, "cifar10")
+    x = prepare(torch.tensor(test.images), 8, "cifar10")
     with torch.no_grad():
         both = (model(x) + model(x.flip(3))) / 2
     assert run.accuracy == training.accuracy(both, test.labels)
-    torch.testing.assert_close(training.outputs(model, run, test.images), both)
+    assert run.results["answers"] == "".join(str(k) for k in both.argmax(1).tolist())
+    torch.testing.assert_close(experiments.outputs(run, test.images), both)
     with torch.no_grad():
-        torch.testing.assert_close(training.outputs(model, plain, test.images), model(x))
+        torch.testing.assert_close(experiments.outputs(plain, test.images), model(x))
 
 
 def _state(run, folder):
     model = _tiny()
     model.load_state_dict(runs.load_checkpoint(run, folder=folder))
     return model.eval()
+
+
+@pytest.mark.parametrize("run", runs.load_runs(), ids=lambda run: run.name)
+def test_the_command_of_every_record_would_run_today_what_was_recorded(run):
+    asked = cli.parser().parse_args(run.command.split()[1:])
+    assert asked.experiment == run.experiment
+    assert asked.protocol in (None, run.protocol)
+    assert run.model in (asked.model or [run.model])
+    assert run.seed in (asked.seed or [0])
+    task = experiments.task(run)
+    assert (task.dataset, task.epochs) == (run.dataset, run.epochs)
+    assert [*task.inputs] == [*run.inputs]
+    training = task.training if isinstance(task, Mirrored) else task
+    if isinstance(training, Training):
+        kept = json.loads(json.dumps(dataclasses.asdict(training.recipe)))
+        defaults = {f.name: f.default for f in dataclasses.fields(Recipe) if f.name != "sizes"}
+        recorded = {**defaults, "penalties": [], **run.results["recipe"]}
+        assert recorded.pop("warmup", WARMUP) == WARMUP  # fields once
+        assert recorded.pop("restarts", []) == []
+        assert recorded == kept
+        assert count_parameters(training.network()) == run.parameters
+    if isinstance(task, Training):
+        whole = run.results["trained_on"] + task.held_out
+        assert whole == {"cifar10": 50_000, "mnist": 60_000, "tf_flowers": 3670}.get(
+            task.dataset, 5000
+        )
+        refined = [row["evaluations"] for row in run.results.get("refined", [])]
+        assert len(refined) == len(task.solvers)
+
+
+def test_no_two_experiments_have_the_same_names():
+    names = [
+        runs.Which(experiment, model, protocol, 0).name
+        for experiment, protocols in experiments.EXPERIMENTS.items()
+        for protocol, models in protocols.items()
+        for model in models
+    ]
+    assert len({*names}) == len(names)

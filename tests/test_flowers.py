@@ -1,6 +1,7 @@
 """The flowers experiment: split, weights, records and measures, on drawn flowers."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,13 +11,13 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mnlib.lab import data, experiments, flowers, runs, training
+from mnlib.lab import classify, data, experiments, fingerprint, flowers, runs, training
 
 CLASSES = data.CLASSES["tf_flowers"]
 PROVENANCE = {
     "dataset": "tf_flowers",
     **{"seed": 0, "epochs": 1, "parameters": 1, "hardware": "", "seconds": 1.0},
-    **{"commit": "", "date": "", "command": ""},
+    **{"commit": "", "date": "", "command": "", "versions": {}, "inputs": {}, "code": ""},
 }
 
 
@@ -24,7 +25,7 @@ RECIPE = dataclasses.asdict(flowers.recipe(1))
 
 
 def test_the_published_split_is_the_one_that_is_trained_on():
-    rows = flowers.split()
+    rows = flowers.published_split()
     assert len(rows) == 3670
     assert rows["class"].value_counts()[list(CLASSES)].tolist() == [633, 898, 641, 699, 799]
     assert not rows[["class", "file"]].duplicated().any()
@@ -37,7 +38,7 @@ def test_the_published_split_is_the_one_that_is_trained_on():
 
 
 def test_the_hashes_of_the_split_show_two_photographs_that_are_there_twice():
-    hashes = [h for h in flowers.split()["sha256"] if h]
+    hashes = [h for h in flowers.published_split()["sha256"] if h]
     assert len(hashes) == 2271
     assert len({*hashes}) == len(hashes) - 2  # byte for byte, under two names
     assert all(len(h) == 16 and int(h, 16) >= 0 for h in hashes)
@@ -55,12 +56,12 @@ def photographs(monkeypatch, drawn):
     order = np.argsort(labels, kind="stable")
     images, labels = images[order], labels[order]
     files = tuple(f"{CLASSES[label]}/{i:02d}.jpg" for i, label in enumerate(labels))
-    rows = flowers.split().iloc[:0]
+    rows = flowers.published_split().iloc[:0]
     for i, (file, label) in enumerate(zip(files, labels, strict=True)):
         part = "validation" if i % 4 == 0 else "train"
         rows.loc[i] = [*file.split("/"), "", part, label]
     monkeypatch.setattr(data, "packed_flowers", lambda size: (images, labels, files))
-    monkeypatch.setattr(flowers, "split", lambda: rows)
+    monkeypatch.setattr(flowers, "published_split", lambda: rows)
     monkeypatch.setattr(flowers, "HELD_OUT", 5)
     return images, labels
 
@@ -88,7 +89,7 @@ def test_imagenet_weights_reach_all_layers_but_the_last(name, monkeypatch):
     torch.manual_seed(1)
     imagenet = getattr(mobilenet, name)(1000)
     monkeypatch.setattr(data, "load", lambda _: imagenet.state_dict())
-    model = flowers.pretrained(name)
+    model = experiments.IMAGENET_TRAININGS[name].build()
     *_, weight, bias = model.state_dict()
     for key, value in model.state_dict().items():
         if key in (weight, bias):
@@ -100,19 +101,18 @@ def test_imagenet_weights_reach_all_layers_but_the_last(name, monkeypatch):
 def test_a_recorded_network_gives_its_recorded_probabilities(photographs, tmp_path, monkeypatch):
     monkeypatch.setenv("MNLIB_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(runs, "FOLDER", tmp_path)
-    short = dataclasses.replace(flowers.recipe(1), sizes=(32,), batch=5)
-    task = experiments.EXPERIMENTS["flowers"]["scratch"]["mobilenet_v3_small"]
-    done, state = task(
-        0,
-        {"experiment": "flowers", "protocol": "scratch", "model": "mobilenet_v3_small"},
-        recipe=short,
+    task = dataclasses.replace(
+        experiments.EXPERIMENTS["flowers"]["scratch"]["mobilenet_v3_small"],
+        recipe=dataclasses.replace(flowers.recipe(1), sizes=(32,), batch=5),
         held_out=5,
     )
-    run = runs.save_run(done, state, folder=tmp_path)
-    load = runs.load_checkpoint
-    monkeypatch.setattr(runs, "load_checkpoint", lambda run: load(run, folder=tmp_path))
+    monkeypatch.setitem(experiments.EXPERIMENTS["flowers"]["scratch"], "mobilenet_v3_small", task)
+    monkeypatch.setattr(fingerprint, "inputs", lambda name: {"source": "drawn", "sha256": "0"})
+    names = {"protocol": "scratch", "models": ["mobilenet_v3_small"]}
+    (run,) = experiments.run("flowers", **names, folder=tmp_path)
+    monkeypatch.setattr(runs, "load_checkpoint", partial(runs.load_checkpoint, folder=tmp_path))
     outputs = training.logits(
-        flowers.trained(run), flowers.load("test").images, size=32, statistics="imagenet"
+        experiments.trained(run), flowers.load("test").images, size=32, statistics="imagenet"
     )
     recorded = torch.tensor(run.results["probabilities"])
     torch.testing.assert_close(outputs.softmax(1), recorded, atol=1e-4, rtol=0)
@@ -123,7 +123,7 @@ def test_mirrored_answers_are_the_mean_over_both_images(photographs, monkeypatch
     torch.manual_seed(0)
     layers = [torch.nn.Conv2d(3, 2, 56, 56), torch.nn.Flatten(), torch.nn.Linear(32, 5)]
     model = torch.nn.Sequential(*layers)
-    monkeypatch.setattr(flowers, "trained", lambda run: model)
+    monkeypatch.setattr(experiments, "trained", lambda run: model)
     images = flowers.load("test").images
     for protocol in ("augmented", "mirrored"):
         run = runs.Run(
@@ -139,7 +139,7 @@ def test_mirrored_answers_are_the_mean_over_both_images(photographs, monkeypatch
             for x in (images, images[:, :, ::-1].copy())
         )
         expected = (one + other) / 2 if protocol == "mirrored" else one
-        torch.testing.assert_close(flowers.outputs(run, images), expected)
+        torch.testing.assert_close(experiments.outputs(run, images), expected)
     assert (one - other).abs().max() > 0.01
 
 
@@ -147,11 +147,11 @@ def test_the_head_of_vgg_learns_from_features(photographs, monkeypatch):
     _, labels = photographs
     features = torch.nn.functional.one_hot(torch.tensor(labels), 512).float() * 100
     monkeypatch.setattr(flowers, "vgg_features", lambda _: features)
-    names = {"experiment": "flowers", "protocol": "frozen", "model": "vgg19"}
-    run, state = flowers.train_vgg_head(0, names, epochs=600)
-    assert run.accuracy == 1
-    assert run.parameters == 20_024_384 + 512 * 5 + 5
-    assert state["weight"].shape == (5, 512)
+    which = runs.Which("flowers", "vgg19", "frozen", 0)
+    outcome = flowers.train_vgg_head(which, epochs=600)
+    assert outcome.accuracy == 1
+    assert outcome.parameters == 20_024_384 + 512 * 5 + 5
+    assert outcome.state["weight"].shape == (5, 512)
 
 
 def test_the_features_of_vgg_are_torchvisions(monkeypatch):
@@ -194,14 +194,15 @@ def test_logistic_regression_is_scikit_learns():
 def test_the_learning_curve_rises_where_features_tell_the_classes(photographs, monkeypatch):
     _, labels = photographs
     rng = np.random.default_rng(0)
-    features = torch.eye(5)[labels] + torch.tensor(rng.normal(0, 0.1, (20, 5)), dtype=torch.float32)
-    monkeypatch.setattr(flowers, "pretrained", flowers.build)
-    monkeypatch.setattr(training, "logits", lambda *_, **__: features)
-    names = {"experiment": "flowers", "protocol": "frozen", "model": "mobilenet_v3_small"}
-    run, state = flowers.record_learning_curve(0, names, sizes=(2, 3), draws=2)
-    assert state is None
-    assert run.accuracy == 1
-    assert [row["a_class"] for row in run.results["curve"]] == [2, 2, 3, 3]
+    noise = torch.tensor(rng.normal(0, 0.4, (20, 5)), dtype=torch.float32)
+    monkeypatch.setattr(flowers, "start_from", lambda model, name: None)
+    monkeypatch.setattr(training, "logits", lambda *_, **__: torch.eye(5)[labels] + noise)
+    which = runs.Which("flowers", "mobilenet_v3_small", "frozen", 0)
+    outcome = flowers.measure_learning_curve(which, sizes=(1, 3), draws=20)
+    assert outcome.state is None
+    few, more = np.reshape([row["accuracy"] for row in outcome.results["curve"]], (2, 20)).mean(1)
+    assert few < more - 0.05
+    assert [row["a_class"] for row in outcome.results["curve"]] == [1] * 20 + [3] * 20
 
 
 @given(st.integers(1, 800), st.floats(0, 1))
@@ -258,7 +259,7 @@ def best(monkeypatch):
     ]
     monkeypatch.setattr(runs, "load_runs", lambda _: recorded)
     chosen = []
-    monkeypatch.setattr(flowers, "trained", lambda run: chosen.append(run) or Bright())
+    monkeypatch.setattr(experiments, "trained", lambda run: chosen.append(run) or Bright())
     return chosen
 
 
@@ -267,7 +268,7 @@ def test_classify_asks_the_best_mobilenet_and_reads_any_picture(best, tmp_path):
     Image.new("RGBA", (30, 50), (0, 0, 0, 255)).save(tmp_path / "alpha.webp")
     Image.new("P", (9, 9)).save(tmp_path / "palette.gif")
     files = [tmp_path / name for name in ("grey.png", "alpha.webp", "palette.gif")]
-    rows = flowers.classify(files)
+    rows = classify.classify(files)
     assert [row["class"] for row in rows] == ["tulips", "daisy", "daisy"]
     assert [row["file"] for row in rows] == [str(file) for file in files]
     assert all(sum(row[name] for name in CLASSES) == pytest.approx(1, abs=0.003) for row in rows)
@@ -292,7 +293,7 @@ def test_classify_turns_a_picture_as_its_camera_says(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the top of the scene is on the right of the stored picture
     image.save(tmp_path / "turned.png", exif=exif)
-    pixels = flowers._picture(tmp_path / "turned.png")
+    pixels = classify._picture(tmp_path / "turned.png")
     assert pixels[:100].min() == 255
     assert pixels[124:].max() == 0
 
@@ -302,13 +303,13 @@ def test_classify_refuses_what_is_no_picture(best, tmp_path, content):
     file = tmp_path / "x.jpg"
     file.write_bytes(content)
     with pytest.raises(ValueError, match=r"x\.jpg is no readable picture.*give a JPEG"):
-        flowers.classify([file])
+        classify.classify([file])
 
 
 def test_classify_names_a_missing_file_and_a_missing_network(best, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"there is no file .*gone\.jpg"):
-        flowers.classify([tmp_path / "gone.jpg"])
+        classify.classify([tmp_path / "gone.jpg"])
     monkeypatch.setattr(runs, "load_runs", lambda _: [])
     Image.new("RGB", (9, 9)).save(tmp_path / "x.png")
     with pytest.raises(FileNotFoundError, match="mnlib run flowers"):
-        flowers.classify([tmp_path / "x.png"])
+        classify.classify([tmp_path / "x.png"])

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import os
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 
-from mnlib.lab import runs
+from mnlib.lab import files, runs
 
 RUN = runs.Run(
     experiment="table1",
@@ -23,6 +25,9 @@ RUN = runs.Run(
     commit="0123456789abcdef",
     date="2026-11-23T02:00:00Z",
     command="mnlib run table1",
+    versions={"torch": "2.6.0"},
+    inputs={"cifar10": {"source": "npm", "sha256": "00"}},
+    code="abc",
     results={"loss": [2.3, 1.9]},
 )
 STATE = {"weight": torch.linspace(-1, 1, 7).reshape(7, 1), "count": torch.tensor(4)}
@@ -64,7 +69,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     target.write_text("old")
 
     def fill_half_of_the_disk():
-        with runs.written_whole(target) as part:
+        with files.written_whole(target) as part:
             part.write_text("half")
             raise OSError("disk full")
 
@@ -81,16 +86,58 @@ def test_what_json_cannot_hold_is_refused_before_anything_is_written(tmp_path):
     assert not list(tmp_path.rglob("*"))
 
 
-def test_a_broken_run_file_is_named(tmp_path):
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "odd.json").write_text('{"experiment": "x"}')
-    with pytest.raises(ValueError, match=r"odd\.json"):
+def test_a_broken_run_file_is_named_with_its_fault(tmp_path):
+    saved = runs.save_run(RUN, folder=tmp_path)
+    path = tmp_path / "runs" / f"{saved.name}.json"
+    good = json.loads(path.read_text())
+    lacking = {key: value for key, value in good.items() if key != "commit"}
+    for bad, why in [
+        ([], "no object"),
+        ({"experiment": "x"}, "schema is None"),
+        (good | {"schema": 1}, "schema is 1"),
+        (lacking, "no 'commit'"),
+        (good | {"accuracy": "0.85"}, "'accuracy' is '0.85'"),
+        (good | {"seed": None}, "'seed' is None"),
+        (good | {"epochs": True}, "'epochs' is True"),
+        (good | {"colour": "red"}, "field 'colour'"),
+        (good | {"seed": 4}, "record of table1-resnet20-slides-4"),
+    ]:
+        path.write_text(json.dumps(bad))
+        with pytest.raises(ValueError, match=f"{path.name}.*{why}.*restore it from git"):
+            runs.load_runs(folder=tmp_path)
+    path.write_text(json.dumps(good)[:-9])
+    with pytest.raises(ValueError, match=path.name):
         runs.load_runs(folder=tmp_path)
+    path.write_text(json.dumps(good | {"accuracy": 1}))
+    assert runs.load_runs(folder=tmp_path)[0].accuracy == 1
+
+
+def test_what_a_killed_writer_left_is_removed_an_hour_later(tmp_path):
+    old, young = (tmp_path / f".value.txt.{n}.part" for n in (1, 2))
+    for left in (old, young):
+        left.write_text("half")
+    os.utime(old, (0, 0))
+    with files.written_whole(tmp_path / "value.txt") as part:
+        part.write_text("whole")
+        assert part not in (old, young)  # another process may be writing there now
+    assert sorted(p.name for p in tmp_path.iterdir()) == [young.name, "value.txt"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_told_with_file_reason_and_remedy(tmp_path, monkeypatch):
+    target = tmp_path / "value.txt"
+    with (
+        pytest.raises(OSError, match=r"value\.txt cannot be written \(No space left.*free some"),
+        files.written_whole(target),
+        open("/dev/full", "w") as full,
+    ):
+        full.write("half")
+    assert not list(tmp_path.iterdir())
 
 
 def test_environment_names_machine_commit_and_time():
     now = runs.environment()
-    assert set(now) == {"hardware", "commit", "date", "command"}
+    assert set(now) == {"hardware", "commit", "date", "command", "versions"}
     assert all(now.values())
     assert now["commit"] == "unknown" or len(now["commit"].removesuffix("-dirty")) == 40
 

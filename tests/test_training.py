@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from mnlib.cifar import NeuralODE
-from mnlib.lab import training
+from mnlib.lab import resume, training
+from mnlib.lab.images import STATISTICS, prepare, resized_crop, shift
 from mnlib.lab.vgg import SmallConvNet
 
 CPU = {"accelerator": "cpu", "devices": 1}
@@ -71,7 +72,7 @@ def test_a_killed_run_resumes_to_the_very_same_losses(tmp_path, monkeypatch, opt
     path = tmp_path / "state.pt"
     calls = iter(range(100))
 
-    def dies_in_the_third_epoch(*args, original=training.shift):
+    def dies_in_the_third_epoch(*args, original=shift):
         if next(calls) == 9:  # four steps an epoch
             raise KeyboardInterrupt
         return original(*args)
@@ -122,8 +123,8 @@ def test_two_processes_give_the_losses_of_one(tmp_path, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs want a GPU")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_a_replayed_step_is_the_step(precision, monkeypatch):
-    recorded, record = [], training._recorded
-    monkeypatch.setattr(training, "_recorded", lambda *a: recorded.append(1) or record(*a))
+    recorded, record = [], resume.CapturedStep._record
+    monkeypatch.setattr(resume.CapturedStep, "_record", lambda *a: recorded.append(1) or record(*a))
     images, labels = stripes(80)
     recipe = dataclasses.replace(
         RECIPE, sizes=(6, 6, 8), penalties=(0.0, 1.0, 1.0), precision=precision
@@ -156,7 +157,7 @@ def test_augmentation_is_a_flip_and_a_crop_of_the_padded_image(height, width, se
     draws = torch.rand(5, 3, generator=generator)
     reach = min(height, width) // 8
     padded = nn.functional.pad(x, (reach,) * 4, mode="reflect")
-    for i, out in enumerate(training.shift(x, draws)):
+    for i, out in enumerate(shift(x, draws)):
         top, left = (int(d * (2 * reach + 1)) for d in draws[i, 1:])
         crop = padded[i, :, top : top + height, left : left + width]
         assert torch.equal(out, crop.flip(2) if draws[i, 0] < 0.5 else crop)
@@ -169,7 +170,7 @@ def test_a_random_crop_is_a_rectangle_of_the_image_enlarged(smallest, seed):
     # an image of its own coordinates, in [0, 1]: bilinear sampling returns them exactly
     steps = (torch.arange(40) + 0.5) / 40
     x = torch.stack(torch.meshgrid(steps, steps, indexing="ij")).expand(6, 2, 40, 40)
-    out = training.resized_crop(x, draws, 64, smallest)
+    out = resized_crop(x, draws, 64, smallest)
     assert out.shape == (6, 2, 64, 64)
     assert out.is_contiguous(memory_format=torch.channels_last)
     for draw, (rows, columns) in zip(draws, out, strict=True):
@@ -198,22 +199,22 @@ def test_a_random_crop_is_a_rectangle_of_the_image_enlarged(smallest, seed):
 def test_a_crop_of_the_whole_image_is_the_image_or_its_mirror_image():
     x = torch.rand(2, 3, 24, 24)
     draws = torch.tensor([[0.9, 0.3, 0.5, 0.1, 0.8], [0.1, 0.3, 0.5, 0.1, 0.8]])
-    out = training.resized_crop(x, draws, 24, 1.0)
+    out = resized_crop(x, draws, 24, 1.0)
     torch.testing.assert_close(out, torch.stack([x[0], x[1].flip(2)]), atol=1e-5, rtol=0)
 
 
 def test_preparing_normalises_resizes_and_stays_channels_last():
     images = torch.randint(0, 256, (4, 12, 12, 3), dtype=torch.uint8)
-    x = training.prepare(images, 12, "imagenet")
-    mean, std = (np.array(v) for v in training.STATISTICS["imagenet"])
+    x = prepare(images, 12, "imagenet")
+    mean, std = (np.array(v) for v in STATISTICS["imagenet"])
     np.testing.assert_allclose(
         x.permute(0, 2, 3, 1).numpy(), (images.numpy() / 255 - mean) / std, atol=1e-5
     )
-    half = training.prepare(images, 6, "imagenet")
+    half = prepare(images, 6, "imagenet")
     assert half.shape == (4, 3, 6, 6)
     assert x.is_contiguous(memory_format=torch.channels_last)
     draws = torch.rand(4, 3)
-    assert training.shift(x, draws).is_contiguous(memory_format=torch.channels_last)
+    assert shift(x, draws).is_contiguous(memory_format=torch.channels_last)
 
 
 @settings(deadline=None, max_examples=20)
@@ -274,6 +275,74 @@ def test_bad_input_is_refused_in_one_sentence():
         )
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rate": float("nan")}, "rate nan"),
+        ({"rate": 0.0}, "rate 0.0"),
+        ({"decay": -1.0}, "decay -1.0"),
+        ({"penalties": (1.0, 1.0, 1.0, float("inf"))}, "penalties .*inf"),
+        ({"smoothing": 1.5}, "smoothing 1.5"),
+        ({"batch": 0}, "batch 0"),
+        ({"sizes": (8, 0)}, r"sizes \(8, 0\)"),
+    ],
+)
+def test_a_recipe_that_trains_nothing_sensible_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(RECIPE, **change)
+
+
+def test_images_and_labels_that_do_not_fit_are_refused_before_training(tmp_path):
+    images, labels = stripes(32)
+    for x, y, message in [
+        (images[:0], labels[:0], "0 images"),
+        (images, np.where(labels, -100, 0), "from -100"),
+        (images, labels.astype(np.float32), "float32"),
+        (images, labels + 1, "label 2 is none of 2 classes"),
+        (images[..., :1], labels, "3 channels of the statistics 'cifar10'"),
+    ]:
+        model = net()
+        before = [p.clone() for p in model.parameters()]
+        with pytest.raises(ValueError, match=message):
+            training.fit(model, x, y, RECIPE, fabric=Fabric(**CPU), progress=tmp_path / "p.pt")
+        assert all(map(torch.equal, before, model.parameters()))
+    assert not list(tmp_path.iterdir())
+
+
+def test_progress_of_other_images_or_with_other_validation_is_refused(tmp_path):
+    images, labels = stripes(32)
+    path, cpu = tmp_path / "state.pt", Fabric(**CPU)
+    training.fit(net(), images, labels, RECIPE, progress=path, fabric=cpu)
+    others = stripes(32, seed=1)
+    for x, y, validation in [(*others, None), (images, 1 - labels, None), (images, labels, others)]:
+        with pytest.raises(ValueError, match="another training"):
+            training.fit(
+                net(), x, y, RECIPE, progress=path, validation=validation, fabric=Fabric(**CPU)
+            )
+    again = training.fit(net(), images, labels, RECIPE, progress=path, fabric=Fabric(**CPU))
+    assert len(again["loss"]) == 4
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[::-1]])
+def test_damaged_progress_is_named_with_the_remedy(tmp_path, damage):
+    images, labels = stripes(32)
+    path = tmp_path / "state.pt"
+    training.fit(net(), images, labels, RECIPE, progress=path, fabric=Fabric(**CPU))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"state\.pt is damaged.*remove it to start afresh"):
+        training.fit(net(), images, labels, RECIPE, progress=path, fabric=Fabric(**CPU))
+
+
+def test_batch_norm_in_several_processes_is_refused_on_the_cpu():
+    class Two:  # what Fabric would be in the second of two processes
+        world_size, global_rank, device = 2, 1, torch.device("cpu")
+
+    images, labels = stripes(32)
+    model = nn.Sequential(nn.Conv2d(3, 2, 8), nn.BatchNorm2d(2), nn.Flatten())
+    with pytest.raises(ValueError, match="in 2 processes on the CPU the batch norm '1'"):
+        training.fit(model, images, labels, RECIPE, fabric=Two())
+
+
 def test_small_network_is_plain_convolutions_and_relu():
     model = SmallConvNet()
     weights = model.convolutions
@@ -318,7 +387,7 @@ def test_an_epoch_is_the_recipe_by_hand():
     training.fit(model, images, labels, recipe, fabric=Fabric(**CPU))
     velocity = [torch.zeros_like(p) for p in hand.parameters()]
     for epoch, (size, penalty) in enumerate(zip(recipe.sizes, recipe.penalties, strict=True)):
-        x = training.prepare(torch.as_tensor(images), size, "imagenet")
+        x = prepare(torch.as_tensor(images), size, "imagenet")
         loss = F.cross_entropy(hand(x), torch.as_tensor(labels), label_smoothing=0.2)
         grads = torch.autograd.grad(loss + penalty * hand.penalty(), hand.parameters())
         rate = recipe.rate_at(epoch + 0.5)
@@ -336,7 +405,8 @@ def test_an_epoch_sees_images_of_its_size_whatever_is_cut_out(augment):
     images, labels = stripes(32)
     seen = []
     model = net()
-    model.register_forward_pre_hook(lambda _module, args: seen.append(args[0].shape[-1]))
+    note = lambda module, args: seen.append(args[0].shape[-1]) if module.training else None  # noqa: E731
+    model.register_forward_pre_hook(note)
     recipe = training.Recipe(sizes=(6, 8), batch=32, crop=0.5, augment=augment)
     training.fit(model, images, labels, recipe, fabric=Fabric(**CPU))
     assert seen == [6, 8]

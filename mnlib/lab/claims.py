@@ -241,11 +241,11 @@ MEASURES: dict[str, tuple[Measure, Measure]] = {
     "first-layer": (_compression_saves, _no_measurement),
     "flowers-images": (
         partial(_live_flowers, lambda found: len(found.labels)),
-        lambda: len(flowers.split()),
+        lambda: len(flowers.published_split()),
     ),
     "flowers-classes": (
         partial(_live_flowers, lambda found: len(set(found.labels.tolist()))),
-        lambda: flowers.split()["class"].nunique(),
+        lambda: flowers.published_split()["class"].nunique(),
     ),
     "competitive-with-vgg": (_no_measurement, _against_vgg),
     "sometimes-better": (_no_measurement, _against_vgg),

@@ -80,9 +80,9 @@ def _rounded(value: object) -> object:
 
 
 def _classify(args: argparse.Namespace) -> int:
-    from mnlib.lab import flowers
+    from mnlib.lab.classify import classify
 
-    _print_table(flowers.classify(args.photographs))
+    _print_table(classify(args.photographs))
     return 0
 
 

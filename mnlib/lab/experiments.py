@@ -1,27 +1,22 @@
 """What ``mnlib run`` does: train or measure in full, and record the result with its provenance.
 
-``EXPERIMENTS[experiment][protocol][model]`` is a function of the seed that returns a
-:class:`mnlib.lab.runs.Run` and the weights to keep with it.
+``EXPERIMENTS[experiment][protocol][model]`` is a :data:`mnlib.lab.tasks.Task`.
 """
 
-import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-import torch
-from lightning_fabric import Fabric
+import numpy as np
 from torch import Tensor, nn
 
-from mnlib import gates, pca
 from mnlib.cifar import NeuralODE, ResNet20
-from mnlib.cost import count_parameters
-from mnlib.lab import data, flowers, runs, training
+from mnlib.lab import data, fingerprint, flowers, runs, tasks, training, vgg
 from mnlib.lab.data import Dataset
-from mnlib.lab.runs import Outcome, Run
+from mnlib.lab.runs import Run, Which
+from mnlib.lab.tasks import Images, Measurement, Mirrored, Task, Training
 from mnlib.lab.training import Recipe
-from mnlib.lab.vgg import SmallConvNet
 from mnlib.mobilenet import mobilenet_v3_small
 
 __all__ = [
@@ -29,12 +24,13 @@ __all__ = [
     "GOOD",
     "GOOD_ODE",
     "MNIST",
-    "NETWORKS",
     "SHORT",
     "SHORT_ODE",
     "SOLVERS",
     "evaluate",
+    "outputs",
     "run",
+    "task",
     "trained",
 ]
 
@@ -113,17 +109,36 @@ def run(
     for name, table in protocols.items():
         for model in [model for model in table if model in wanted]:
             for seed in chosen:
-                names = {"experiment": experiment, "protocol": name, "model": model}
-                done, state = table[model](seed, names)
+                done = _carried_out(table[model], Which(experiment, model, name, seed), folder)
                 if done is not None:
-                    recorded.append(runs.save_run(done, state, folder=folder))
-                    _progress(seed, names).unlink(missing_ok=True)
-                    print(runs.provenance(recorded[-1]))
+                    recorded.append(done)
+                    print(runs.provenance(done))
     return recorded
 
 
-def _progress(seed: int, names: dict[str, str]) -> Path:
-    return data.folders()[0] / "runs" / f"{'-'.join(names.values())}-{seed}.pt"
+def _carried_out(task: Task, which: Which, folder: Path) -> Run | None:
+    """Carry a task out and record it; of processes that train together the first alone does."""
+    now, start = runs.environment(), time.perf_counter()
+    outcome = task.carry_out(which)
+    if outcome is None:
+        return None
+    done = Run(
+        **which._asdict(),
+        dataset=task.dataset,
+        epochs=task.epochs,
+        parameters=outcome.parameters,
+        accuracy=outcome.accuracy,
+        seconds=time.perf_counter() - start if outcome.seconds is None else outcome.seconds,
+        inputs={name: fingerprint.inputs(name) for name in task.inputs},
+        code=fingerprint.code(task),
+        checkpoint=outcome.checkpoint,
+        sha256=outcome.sha256,
+        results=outcome.results,
+        **now,
+    )
+    recorded = runs.save_run(done, outcome.state, folder=folder)
+    which.progress.unlink(missing_ok=True)
+    return recorded
 
 
 def _choose(kind: str, name: str, table: Mapping):
@@ -132,73 +147,53 @@ def _choose(kind: str, name: str, table: Mapping):
     return table[name]
 
 
-def _train(
-    seed: int,
-    names: dict[str, str],
-    *,
-    dataset: str,
-    load: Callable[[str], Dataset],
-    held_out: int,
-    build: Callable[[], nn.Module],
-    recipe: Recipe,
-    more: Callable[[nn.Module, Tensor, Callable[[], float]], dict] = lambda *_: {},
-) -> Outcome:
-    """Train a model, take its validation accuracy on the way and its test accuracy at the end.
+def task(run: Run) -> Task:
+    """Return the task that ``run`` is a record of.
 
-    With ``held_out=0`` it learns from every training image, and there is no validation accuracy.
-    ``more`` is given the trained model, its outputs for the test images, and a function that takes
-    its test accuracy anew.
+    Raises:
+        ValueError: the table has none of its names.
+
     """
-    fabric = Fabric(precision=recipe.precision)
-    fabric.launch()
-    now = runs.environment()
-    images, labels = load("train")
-    kept, out = training.split(labels, held_out)
-    torch.manual_seed(seed)
-    model = build()
-    curves = training.fit(
-        model,
-        images[kept],
-        labels[kept],
-        recipe,
-        seed=seed,
-        validation=(images[out], labels[out]) if held_out else None,
-        progress=_progress(seed, names),
-        fabric=fabric,
-        replay=True,
-    )
-    if fabric.global_rank > 0:
-        return None, None
-    model.half().float()  # what the checkpoint keeps is what is evaluated
-    test = load("test")
+    protocols = _choose("experiment", run.experiment, EXPERIMENTS)
+    return _choose("model", run.model, _choose("protocol", run.protocol, protocols))
 
-    def test_outputs() -> Tensor:
-        return training.logits(
-            model,
-            test.images,
-            size=recipe.sizes[-1],
-            statistics=recipe.statistics,
-            batch=recipe.batch,
-        )
 
-    outputs = test_outputs()
-    run = Run(
-        **names,
-        dataset=dataset,
-        seed=seed,
-        epochs=recipe.epochs,
-        parameters=count_parameters(model),
-        accuracy=training.accuracy(outputs, test.labels),
-        seconds=sum(curves["seconds"]),
-        results={
-            "curves": curves,
-            "recipe": dataclasses.asdict(recipe),
-            "trained_on": len(kept),
-            **more(model, outputs, lambda: training.accuracy(test_outputs(), test.labels)),
-        },
-        **now,
-    )
-    return run, model.state_dict()
+def trained(run: Run) -> nn.Module:
+    """Return the network that ``run`` recorded, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: the run kept no weights.
+        ValueError: the weights are not those recorded, or nothing was trained.
+
+    """
+    what = task(run)
+    if isinstance(what, Measurement):
+        raise ValueError(f"run {run.name} trained no network as a whole; name a training")
+    return tasks.restored(what.network, run)
+
+
+def outputs(run: Run, images: Tensor | np.ndarray) -> Tensor:
+    """Return the outputs, N×classes, of :func:`trained`'s network, taken as ``run`` was tested.
+
+    Raises:
+        FileNotFoundError: as there.
+        ValueError: as there.
+
+    """
+    mirrored = isinstance(task(run), Mirrored)
+    return tasks.outputs(trained(run), run.results["recipe"], images, mirrored=mirrored)
+
+
+def evaluate(run: Run) -> float | None:
+    """Return the accuracy of :func:`trained`'s network on the test images, taken now.
+
+    None where the images are not there.
+    """
+    images = task(run).images
+    if any(data.tier(name) != "real data" for name in images.inputs):
+        return None
+    test = images.load("test")
+    return training.accuracy(outputs(run, test.images), test.labels)
 
 
 def _drawn(split: str) -> Dataset:
@@ -206,178 +201,66 @@ def _drawn(split: str) -> Dataset:
     return Dataset(*data.drawn_flowers(*{"train": (5000, 64, 0), "test": (1000, 64, 1)}[split]))
 
 
-def _refine(model: NeuralODE, _outputs: Tensor, evaluate: Callable[[], float]) -> dict:
-    """Solve a trained Neural ODE otherwise, with the same weights: is it an ODE?"""
-    rows = []
-    for solver in SOLVERS:
-        model.solve_with(**solver)
-        rows.append({**solver, "accuracy": evaluate(), "evaluations": model.nfe})
-    return {"refined": rows}
+DRAWN = Images("drawn flowers", _drawn)
+CIFAR10 = Images("cifar10", partial(data.load, "cifar10"), ("cifar10",))
+DIGITS = Images("mnist", partial(data.load, "mnist"), ("mnist",))
+PHOTOGRAPHS = Images("tf_flowers", flowers.load, ("tf_flowers",))
 
 
-def _slices(seed: int, names: dict[str, str]) -> Outcome:
-    """Measure the first component's share of the variance in every slice of VGG-19.
-
-    ``percent``, ``layers`` and ``histogram`` are by the slides' definition; ``atlas`` has the
-    percentage by every definition that :func:`mnlib.pca.first_component` knows.
-    """
-    now, start = runs.environment(), time.perf_counter()
-    weights = [w for w in data.load("vgg19").values() if w.ndim == 4]
-    source = next(row["source"] for row in data.status() if row["name"] == "vgg19")
-    results: dict = {"source": source}
-    for slices in ("vertical", "horizontal"):
-        layers = [pca.explained_variance_ratio(w, slices=slices)[:, 0] for w in weights]
-        shares = torch.cat(layers)
-        results[slices] = {
-            "slices": len(shares),
-            "percent": 100 * shares.mean().item(),
-            "layers": [100 * layer.mean().item() for layer in layers],
-            # of the shares in 50 equal bins between 0 and 1
-            "histogram": shares.histc(50, 0, 1).int().tolist(),
-            "atlas": pca.atlas(weights, slices=slices),
-        }
-    run = Run(
-        **names,
-        dataset="VGG-19's 16 convolutions",
-        seed=seed,
-        epochs=0,
-        parameters=sum(w.numel() for w in weights),
-        accuracy=None,
-        seconds=time.perf_counter() - start,
-        results=results,
-        **now,
+def _photographs(model: str, recipe: Recipe, start: str = "") -> Training:
+    return Training(
+        images=PHOTOGRAPHS,
+        network=partial(flowers.build, model),
+        recipe=recipe,
+        held_out=flowers.HELD_OUT,
+        start=start,
+        also=flowers.probabilities,
     )
-    return run, None
 
 
-def _gates(seed: int, names: dict[str, str]) -> Outcome:
-    """Study the gates of a network that chapter 8 has fine-tuned, on the photographs held out."""
-    now, start = runs.environment(), time.perf_counter()
-    trained = flowers.trainings().get(("imagenet", names["model"]))
-    if trained is None:
-        raise FileNotFoundError(
-            "no network to study is recorded: run: mnlib run flowers --protocol imagenet "
-            f"--model {names['model']}"
-        )
-    model = flowers.trained(trained)
-    test = flowers.load("test")
-
-    def evaluate() -> Tensor:
-        return training.logits(model, test.images, size=224, statistics="imagenet")
-
-    results = gates.study(model, evaluate, torch.as_tensor(test.labels))
-    run = Run(
-        **names,
-        dataset="tf_flowers",
-        seed=seed,
-        epochs=0,
-        parameters=trained.parameters,
-        accuracy=results["accuracy"]["learned"],
-        seconds=time.perf_counter() - start,
-        results=results,
-        **now,
-    )
-    return run, None
-
-
-#: The networks of Table 1, by dataset and model.
-NETWORKS: dict[tuple[str, str], Callable[[], nn.Module]] = {
-    ("cifar10", "resnet20"): ResNet20,
-    ("cifar10", "neural_ode"): NeuralODE,
-    ("mnist", "neural_ode"): partial(NeuralODE, channels=1),
-}
-
-
-def trained(run: Run) -> nn.Module:
-    """Return the network of :data:`NETWORKS` that ``run`` recorded, in evaluation mode.
-
-    Raises:
-        FileNotFoundError: the run kept no weights.
-        ValueError: the weights are not those recorded.
-
-    """
-    model = NETWORKS[run.dataset, run.model]()
-    model.load_state_dict(runs.load_checkpoint(run))
-    return model.eval()
-
-
-def evaluate(run: Run) -> float | None:
-    """Return the accuracy of :func:`trained`'s network on the test images, taken now.
-
-    None where the dataset is not there.
-    """
-    if data.tier(run.dataset) != "real data":
-        return None
-    test = data.load(run.dataset, "test")
-    return training.accuracy(training.outputs(trained(run), run, test.images), test.labels)
-
-
-def _mirrored(
-    seed: int,
-    names: dict[str, str],
-    *,
-    of: str,
-    load: Callable[[str], Dataset],
-    trained: Callable[[Run], nn.Module],
-    more: Callable[[Tensor], dict] = lambda _: {},
-) -> Outcome:
-    """Ask the network that protocol ``of`` has trained about test images and their mirror images.
-
-    The mirror image of a flower, a ship or a cat is one too, and training has shown both: the mean
-    of the two answers has less of what is accidental in either. Nothing is trained: ``epochs`` is
-    0, and the weights are those of the run named ``results["of"]``.
-    """
-    now, start = runs.environment(), time.perf_counter()
-    experiment, model = names["experiment"], names["model"]
-    wanted = (model, of, seed)
-    found = [r for r in runs.load_runs(experiment) if (r.model, r.protocol, r.seed) == wanted]
-    if not found:
-        raise FileNotFoundError(
-            f"no network to test is recorded: run: mnlib run {experiment} --protocol {of} "
-            f"--model {model} --seed {seed}"
-        )
-    (source,) = found
-    test = load("test")
-    run = dataclasses.replace(source, **names, **now, epochs=0)
-    answers = training.outputs(trained(source), run, test.images)
-    run = dataclasses.replace(
-        run,
-        accuracy=training.accuracy(answers, test.labels),
-        seconds=time.perf_counter() - start,
-        results={"of": source.name, "recipe": source.results["recipe"], **more(answers)},
-    )
-    return run, None
-
-
-_flowers = partial(_train, dataset="drawn flowers", load=_drawn, held_out=500)
-_photographs = partial(
-    _train,
-    dataset="tf_flowers",
-    load=flowers.load,
-    held_out=flowers.HELD_OUT,
-    more=lambda _model, outputs, _evaluate: flowers.probabilities(outputs),
-)
-_cifar = partial(_train, dataset="cifar10", load=partial(data.load, "cifar10"), held_out=5000)
-_ode = partial(_cifar, more=_refine)
-
-
-def _flowers_runs(build: Callable[[str], nn.Module], **epochs: int) -> dict[str, Callable]:
-    """Return the slides' training of each named model, for so many epochs, from ``build(name)``."""
+def _slides(start: bool, **epochs: int) -> dict[str, Training]:
+    """Return the slides' training of each named model, for so many epochs."""
     return {
-        name: partial(_photographs, build=partial(build, name), recipe=flowers.recipe(epochs=n))
+        name: _photographs(name, flowers.recipe(epochs=n), name if start else "")
         for name, n in epochs.items()
     }
 
 
-EXPERIMENTS: dict[str, dict[str, dict[str, Callable[[int, dict[str, str]], Outcome]]]] = {
-    "vgg19_slices": {"slides": {"vgg19": _slices}},
-    "gates": {"imagenet": {"mobilenet_v3_small": _gates}},
+def _table1(resnet: Recipe, ode: Recipe, held_out: int = 5000) -> dict[str, Training]:
+    """Return the trainings of the two networks of Table 1."""
+    return {
+        "resnet20": Training(CIFAR10, ResNet20, resnet, held_out),
+        "neural_ode": Training(CIFAR10, NeuralODE, ode, held_out, solvers=SOLVERS),
+    }
+
+
+GOOD_TRAININGS = _table1(GOOD, GOOD_ODE)
+AUGMENTED_TRAININGS = {
+    name: _photographs(name, flowers.AUGMENTED, name)
+    for name in ("mobilenet_v2", "mobilenet_v3_small")
+}
+#: V3-Large last: without its weights the run ends there, with the command to get them
+IMAGENET_TRAININGS = _slides(True, mobilenet_v3_small=10, mobilenet_v2=5, mobilenet_v3_large=5)
+
+EXPERIMENTS: dict[str, dict[str, dict[str, Task]]] = {
+    "vgg19_slices": {
+        "slides": {"vgg19": Measurement("VGG-19's 16 convolutions", vgg.measure_slices, ("vgg19",))}
+    },
+    "gates": {
+        "imagenet": {
+            "mobilenet_v3_small": Measurement(
+                "tf_flowers",
+                partial(flowers.study_gates, IMAGENET_TRAININGS["mobilenet_v3_small"].network),
+                ("tf_flowers",),
+            )
+        }
+    },
     "drawn_flowers": {
         "plain": {
-            "small": partial(
-                _flowers,
-                build=SmallConvNet,
-                recipe=Recipe(
+            "small": Training(
+                DRAWN,
+                vgg.SmallConvNet,
+                Recipe(
                     sizes=(32,) * 20,
                     batch=32,
                     optimiser="adam",
@@ -385,75 +268,51 @@ EXPERIMENTS: dict[str, dict[str, dict[str, Callable[[int, dict[str, str]], Outco
                     decay=0.0,
                     statistics="imagenet",
                 ),
+                held_out=500,
             ),
-            "mobilenet_v3_small_tiny": partial(
-                _flowers,
-                build=partial(mobilenet_v3_small, classes=5, width=0.35),
-                recipe=Recipe(sizes=(64,) * 30, rate=0.1, batch=64, statistics="imagenet"),
+            "mobilenet_v3_small_tiny": Training(
+                DRAWN,
+                partial(mobilenet_v3_small, classes=5, width=0.35),
+                Recipe(sizes=(64,) * 30, rate=0.1, batch=64, statistics="imagenet"),
+                held_out=500,
             ),
         }
     },
     # scratch, imagenet and frozen have the slides' hyper-parameters
     "flowers": {
-        "scratch": _flowers_runs(
-            flowers.build, mobilenet_v3_small=30, mobilenet_v3_large=30, mobilenet_v2=30
-        ),
+        "scratch": _slides(False, mobilenet_v3_small=30, mobilenet_v3_large=30, mobilenet_v2=30),
         "frozen": {
-            "vgg19": flowers.train_vgg_head,
-            "mobilenet_v3_small": flowers.record_learning_curve,
+            "vgg19": Measurement(
+                "tf_flowers", flowers.train_vgg_head, ("tf_flowers", "vgg19"), epochs=40
+            ),
+            "mobilenet_v3_small": Measurement(
+                "tf_flowers", flowers.measure_learning_curve, ("tf_flowers", "mobilenet_v3_small")
+            ),
         },
-        "pixels": {"near_duplicates": flowers.record_near_duplicates},
-        "augmented": {
-            model: partial(
-                _photographs, build=partial(flowers.pretrained, model), recipe=flowers.AUGMENTED
+        "pixels": {
+            "near_duplicates": Measurement(
+                "tf_flowers", flowers.measure_near_duplicates, ("tf_flowers",)
             )
-            for model in ("mobilenet_v2", "mobilenet_v3_small")
         },
+        "augmented": AUGMENTED_TRAININGS,
         "mirrored": {
-            model: partial(
-                _mirrored,
-                of="augmented",
-                load=flowers.load,
-                trained=flowers.trained,
-                more=flowers.probabilities,
-            )
-            for model in ("mobilenet_v2", "mobilenet_v3_small")
+            name: Mirrored("augmented", trained, flowers.probabilities)
+            for name, trained in AUGMENTED_TRAININGS.items()
         },
-        # V3-Large last: without its weights the run ends there, with the command to get them
-        "imagenet": _flowers_runs(
-            flowers.pretrained, mobilenet_v3_small=10, mobilenet_v2=5, mobilenet_v3_large=5
-        ),
+        "imagenet": IMAGENET_TRAININGS,
     },
     "table1": {
         # a short training, which lands near the slides' 85.14 % and 84.61 %
-        "slides": {
-            "resnet20": partial(_cifar, build=ResNet20, recipe=SHORT),
-            "neural_ode": partial(_ode, build=NeuralODE, recipe=SHORT_ODE),
-        },
-        "good": {
-            "resnet20": partial(_cifar, build=ResNet20, recipe=GOOD),
-            "neural_ode": partial(_ode, build=NeuralODE, recipe=GOOD_ODE),
-        },
+        "slides": _table1(SHORT, SHORT_ODE),
+        "good": GOOD_TRAININGS,
         # the good recipe has been chosen: now the images it was chosen with are learnt from, too
-        "trainval": {
-            "resnet20": partial(_cifar, build=ResNet20, recipe=GOOD, held_out=0),
-            "neural_ode": partial(_ode, build=NeuralODE, recipe=GOOD_ODE, held_out=0),
-        },
-        "mirrored": {
-            model: partial(
-                _mirrored, of="good", load=partial(data.load, "cifar10"), trained=trained
-            )
-            for model in ("resnet20", "neural_ode")
-        },
+        "trainval": _table1(GOOD, GOOD_ODE, held_out=0),
+        "mirrored": {name: Mirrored("good", trained) for name, trained in GOOD_TRAININGS.items()},
     },
     "mnist": {
         "good": {
-            "neural_ode": partial(
-                _ode,
-                dataset="mnist",
-                load=partial(data.load, "mnist"),
-                build=partial(NeuralODE, channels=1),
-                recipe=MNIST,
+            "neural_ode": Training(
+                DIGITS, partial(NeuralODE, channels=1), MNIST, held_out=5000, solvers=SOLVERS
             )
         }
     },

@@ -5,25 +5,23 @@ this book's and published in ``data/flowers_split.csv``. Probabilities are N×5 
 ``CLASSES``, labels int64 N.
 """
 
-import time
 from collections.abc import Callable, Iterable
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import trange
 
-from mnlib import mobilenet
+from mnlib import gates, mobilenet
 from mnlib.cost import count_parameters
 from mnlib.lab import data, runs, training
 from mnlib.lab.data import Dataset
-from mnlib.lab.runs import Outcome, Run
+from mnlib.lab.runs import Run, Which
+from mnlib.lab.tasks import Outcome, digits, restored, start_from
 from mnlib.lab.training import Recipe
 from mnlib.lab.vgg import vgg19_features
 
@@ -37,21 +35,18 @@ __all__ = [
     "SPLIT",
     "build",
     "class_maps",
-    "classify",
     "draw_accuracies",
     "load",
     "logistic_regression",
+    "measure_learning_curve",
+    "measure_near_duplicates",
     "near_duplicates",
-    "outputs",
-    "pretrained",
     "probabilities",
+    "published_split",
     "recipe",
-    "record_learning_curve",
-    "record_near_duplicates",
     "reliability",
-    "split",
+    "study_gates",
     "train_vgg_head",
-    "trained",
     "trainings",
     "vgg_features",
     "wilson",
@@ -112,7 +107,7 @@ AUGMENTED = Recipe(
 )
 
 
-def split() -> pd.DataFrame:
+def published_split() -> pd.DataFrame:
     """Return the published split, a row a photograph, ordered by class and file name.
 
     Columns: ``class``, ``file``, ``sha256``, ``part``, and ``label``, the index of the class.
@@ -134,7 +129,7 @@ def load(part: str) -> Dataset:
 
     """
     images, labels, files = data.packed_flowers(224)
-    rows = split()
+    rows = published_split()
     expected = rows["class"] + "/" + rows["file"]
     if list(files) != list(expected):
         strange = sorted({*files} ^ {*expected})
@@ -154,20 +149,6 @@ def build(name: str) -> nn.Module:
     return getattr(mobilenet, name)(classes=len(CLASSES)).to(memory_format=torch.channels_last)
 
 
-def pretrained(name: str) -> nn.Module:
-    """Return :func:`build`'s network with ImageNet weights, but for its last layer.
-
-    Raises:
-        FileNotFoundError: the weights are not there; the message names the remedy.
-
-    """
-    model = build(name)
-    last = f"classifier.{len(model.classifier) - 1}."
-    fresh = {key: value for key, value in model.state_dict().items() if key.startswith(last)}
-    model.load_state_dict(data.load(name) | fresh)
-    return model
-
-
 def trainings() -> dict[tuple[str, str], Run]:
     """Return the recorded trainings with seed 0, by protocol and model, in the book's order."""
     found = {
@@ -178,20 +159,7 @@ def trainings() -> dict[tuple[str, str], Run]:
     return {which: found[which] for which in product(PROTOCOLS, NAMES) if which in found}
 
 
-def trained(run: Run) -> nn.Module:
-    """Return the MobileNet that ``run`` recorded, in evaluation mode.
-
-    Raises:
-        FileNotFoundError: the run kept no weights.
-        ValueError: the weights are not those recorded.
-
-    """
-    model = build(run.model)
-    model.load_state_dict(runs.load_checkpoint(run))
-    return model.eval()
-
-
-def probabilities(logits: Tensor) -> dict:
+def probabilities(_model: nn.Module, logits: Tensor) -> dict:
     """Return for the record the probabilities of ``logits``, N×5, to four digits."""
     return {"probabilities": [[round(p, 4) for p in row] for row in logits.softmax(1).tolist()]}
 
@@ -218,16 +186,15 @@ def vgg_features(images: np.ndarray) -> Tensor:
     return torch.cat(found).clone()  # an inference tensor cannot be trained on
 
 
-def train_vgg_head(seed: int, names: dict[str, str], epochs: int = 40) -> Outcome:
-    """Train a linear classifier on VGG-19's frozen features as :func:`recipe` says, and record it.
+def train_vgg_head(which: Which, epochs: int = 40) -> Outcome:
+    """Train a linear classifier on VGG-19's frozen features as :func:`recipe` says.
 
     The features are computed once; that time is the run's, but for seconds of training.
     """
-    now, start = runs.environment(), time.perf_counter()
     images, labels = load("train")
     kept, out = training.split(labels, HELD_OUT)
     features, labels = vgg_features(images), torch.as_tensor(labels)
-    torch.manual_seed(seed)
+    torch.manual_seed(which.seed)
     head = nn.Linear(features.shape[1], len(CLASSES))
     optimiser = torch.optim.Adam(head.parameters(), lr=1e-4)
     curves = {"loss": [], "accuracy": []}
@@ -246,31 +213,14 @@ def train_vgg_head(seed: int, names: dict[str, str], epochs: int = 40) -> Outcom
     head.half().float()  # what the checkpoint keeps is what is evaluated
     with torch.no_grad():
         outputs = head(features[out])
-    run = Run(
-        **names,
-        dataset="tf_flowers",
-        seed=seed,
-        epochs=epochs,
-        parameters=count_parameters(vgg19_features()) + count_parameters(head),
+    with torch.device("meta"):
+        frozen = count_parameters(vgg19_features())
+    return Outcome(
+        parameters=frozen + count_parameters(head),
         accuracy=training.accuracy(outputs, labels[out]),
-        seconds=time.perf_counter() - start,
-        results={"curves": curves, **probabilities(outputs)},
-        **now,
+        results={"curves": curves, **probabilities(head, outputs), "answers": digits(outputs)},
+        state=head.state_dict(),
     )
-    return run, head.state_dict()
-
-
-def outputs(run: Run, images: np.ndarray) -> Tensor:
-    """Return the logits, N×5, of the MobileNet that ``run`` recorded for uint8 N×224×224×3 images.
-
-    They are taken as :func:`mnlib.lab.training.outputs` says.
-
-    Raises:
-        FileNotFoundError: the run kept no weights.
-        ValueError: the weights are not those recorded.
-
-    """
-    return training.outputs(trained(run), run, images)
 
 
 def near_duplicates(images: np.ndarray) -> list[tuple[int, int, float]]:
@@ -290,22 +240,42 @@ def near_duplicates(images: np.ndarray) -> list[tuple[int, int, float]]:
     return sorted(pairs, key=lambda pair: -pair[2])
 
 
-def record_near_duplicates(seed: int, names: dict[str, str]) -> Outcome:
-    """Look for near-duplicates among all photographs and record them by their rows in the split."""
-    now, start = runs.environment(), time.perf_counter()
+def measure_near_duplicates(_which: Which) -> Outcome:
+    """Look for near-duplicates among all photographs, by their rows in the split."""
     pairs = near_duplicates(load("train").images)
-    run = Run(
-        **names,
-        dataset="tf_flowers",
-        seed=seed,
-        epochs=0,
+    return Outcome(
         parameters=0,
         accuracy=None,
-        seconds=time.perf_counter() - start,
         results={"threshold": NEAR, "pairs": [[i, j, round(r, 3)] for i, j, r in pairs]},
-        **now,
     )
-    return run, None
+
+
+def study_gates(network: Callable[[], nn.Module], which: Which) -> Outcome:
+    """Study the gates of a network that was fine-tuned, on the photographs held out.
+
+    Raises:
+        FileNotFoundError: its training is not recorded; the message names the remedy.
+
+    """
+    fine_tuned = trainings().get(("imagenet", which.model))
+    if fine_tuned is None:
+        raise FileNotFoundError(
+            "no network to study is recorded: run: mnlib run flowers --protocol imagenet "
+            f"--model {which.model}"
+        )
+    model, test = restored(network, fine_tuned), load("test")
+
+    def evaluate() -> Tensor:
+        return training.logits(model, test.images, size=224, statistics="imagenet")
+
+    results = gates.study(model, evaluate, torch.as_tensor(test.labels))
+    return Outcome(
+        parameters=fine_tuned.parameters,
+        accuracy=results["accuracy"]["learned"],
+        results=results,
+        checkpoint=fine_tuned.checkpoint,
+        sha256=fine_tuned.sha256,
+    )
 
 
 def logistic_regression(features: Tensor, labels: Tensor, decay: float = 0.01) -> nn.Linear:
@@ -325,28 +295,27 @@ def logistic_regression(features: Tensor, labels: Tensor, decay: float = 0.01) -
     return head
 
 
-def record_learning_curve(
-    seed: int,
-    names: dict[str, str],
+def measure_learning_curve(
+    which: Which,
     sizes: Iterable[int] = (1, 2, 5, 10, 20, 50, 100, 200, 500),
     draws: int = 5,
 ) -> Outcome:
     """Measure accuracy against the number of training photographs a class, features frozen.
 
-    The features are those before the last layer of the network ``names["model"]`` with ImageNet
+    The features are those before the last layer of the network ``which.model`` with ImageNet
     weights, standardised with the chosen photographs; the classifier is a logistic regression.
     ``accuracy`` is that with all 2,936.
     """
-    now, start = runs.environment(), time.perf_counter()
     images, labels = load("train")
     kept, out = training.split(labels, HELD_OUT)
-    model = pretrained(names["model"])
+    model = build(which.model)
+    start_from(model, which.model)
     parameters = count_parameters(model)
     model.classifier[-1] = nn.Identity()
     images = np.array(images)  # PyTorch wants memory that it may write to
     features = training.logits(model, images, size=224, statistics="imagenet", batch=16)
     features, labels = features.clone(), torch.as_tensor(labels)
-    shuffled = torch.Generator().manual_seed(seed)
+    shuffled = torch.Generator().manual_seed(which.seed)
 
     def measure(chosen: Tensor) -> float:
         mean, std = features[chosen].mean(0), features[chosen].std(0) + 1e-3
@@ -361,18 +330,7 @@ def record_learning_curve(
             order = kept[torch.randperm(len(kept), generator=shuffled)]
             each = [order[labels[order] == label][:size] for label in range(len(CLASSES))]
             curve.append({"a_class": size, "accuracy": measure(torch.cat(each))})
-    run = Run(
-        **names,
-        dataset="tf_flowers",
-        seed=seed,
-        epochs=0,
-        parameters=parameters,
-        accuracy=measure(kept),
-        seconds=time.perf_counter() - start,
-        results={"curve": curve},
-        **now,
-    )
-    return run, None
+    return Outcome(parameters=parameters, accuracy=measure(kept), results={"curve": curve})
 
 
 def wilson(accuracy: float, n: int) -> tuple[float, float]:
@@ -434,47 +392,3 @@ def class_maps(model: nn.Module, x: Tensor) -> Tensor:
     """
     with torch.inference_mode():
         return model.classifier(model.features(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-def classify(photographs: Iterable[str | Path]) -> list[dict[str, str | float]]:
-    """Classify pictures with the recorded MobileNet of the highest accuracy.
-
-    Args:
-        photographs: files of any format that Pillow reads.
-
-    Returns:
-        A row a picture: ``file``, ``class``, and the probability of each class by its name.
-
-    Raises:
-        ValueError: a file is no picture.
-        FileNotFoundError: a file, or every recorded checkpoint, is not there.
-
-    """
-    photographs = list(photographs)
-    images = [_picture(Path(file)) for file in photographs]
-    kept = [run for run in trainings().values() if run.checkpoint and run.model != "vgg19"]
-    if not kept:
-        raise FileNotFoundError("no trained network is there: train one with: mnlib run flowers")
-    best = max(kept, key=lambda run: run.accuracy)
-    return [
-        {
-            "file": str(file),
-            "class": CLASSES[row.argmax()],
-            **{name: round(p, 3) for name, p in zip(CLASSES, row.tolist(), strict=True)},
-        }
-        for file, row in zip(photographs, outputs(best, np.stack(images)).softmax(1), strict=True)
-    ]
-
-
-def _picture(file: Path) -> np.ndarray:
-    """Read a picture upright and resize it as :func:`mnlib.lab.data.packed_flowers` does."""
-    try:
-        with Image.open(file) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no file {file}: check the name") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{file} is no readable picture ({error}): give a JPEG, PNG or other image file"
-        ) from error
-    return np.asarray(upright.resize((224, 224), Image.Resampling.BILINEAR))

@@ -8,35 +8,66 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import os
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import types
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from mnlib.lab import data, fingerprint
+from mnlib.lab.files import written_whole
+
 __all__ = [
     "FOLDER",
+    "NOT_RECORDED",
     "ROOT",
-    "Outcome",
+    "SCHEMA",
     "Run",
+    "Which",
     "as_dicts",
     "environment",
     "load_checkpoint",
     "load_runs",
     "provenance",
     "save_run",
-    "written_whole",
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "data"
+
+#: The number of the records' form. Since 2 they name inputs, versions and code.
+SCHEMA = 2
+NOT_RECORDED = "not recorded"
+
+
+class Which(NamedTuple):
+    """What is run: the names of an experiment, and the seed."""
+
+    experiment: str
+    model: str
+    protocol: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The stem of the run's files."""
+        return "-".join(map(str, self))
+
+    @property
+    def progress(self) -> Path:
+        """The file that keeps a training's state meanwhile."""
+        return data.folders()[0] / "runs" / f"{self.name}.pt"
 
 
 @dataclass(frozen=True)
@@ -47,6 +78,9 @@ class Run:
     wall time (a training's: of its epochs), ``commit`` and ``date`` those of the process that
     finished it, at its start, ``checkpoint`` a file name under ``data/checkpoints`` with its
     ``sha256``, ``results`` whatever else was measured (curves, per-layer values), as JSON types.
+    ``inputs`` holds source and sha256 of each input by its name, ``versions`` those of Python and
+    packages, ``code`` the hash of the code that the run could reach (:mod:`fingerprint`): in runs
+    that were recorded before schema 2 there are no versions, and a hash is ``"not recorded"``.
     """
 
     experiment: str
@@ -62,40 +96,22 @@ class Run:
     commit: str
     date: str
     command: str
+    versions: dict[str, str]
+    inputs: dict[str, dict[str, str]]
+    code: str
     checkpoint: str | None = None
     sha256: str | None = None
     results: dict = field(default_factory=dict)
+    schema: int = SCHEMA
 
     @property
     def name(self) -> str:
         """The stem of the run's files: experiment, model, protocol and seed."""
-        return f"{self.experiment}-{self.model}-{self.protocol}-{self.seed}"
+        return Which(self.experiment, self.model, self.protocol, self.seed).name
 
 
-#: What a measurement returns: the run, and the weights to keep with it, if any. Of processes that
-#: train together one alone has a run.
-Outcome = tuple[Run | None, Mapping[str, torch.Tensor] | None]
-
-
-@contextlib.contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
-    """Yield a path beside ``target`` to write to; at the end put it in ``target``'s place at once.
-
-    Raises:
-        OSError: the folder cannot be written to; ``target`` is then as it was before.
-
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")  # what a killed writer left is overwritten
-    try:
-        yield part
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def environment() -> dict[str, str]:
-    """Return ``hardware``, ``commit``, ``date`` (UTC) and ``command`` of this very process.
+def environment() -> dict[str, typing.Any]:
+    """Return ``hardware``, ``commit``, ``date``, ``command`` and ``versions`` of this process.
 
     ``commit`` ends in ``-dirty`` where tracked files outside ``data`` differ from it (an earlier
     run recorded anew changes nothing that runs), and is ``unknown`` outside a git checkout.
@@ -106,6 +122,7 @@ def environment() -> dict[str, str]:
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         # started as a module, the program's name would be cli.py, which is no command
         "command": shlex.join([Path(sys.argv[0]).name.replace("cli.py", "mnlib"), *sys.argv[1:]]),
+        "versions": fingerprint.versions(),
     }
 
 
@@ -164,11 +181,13 @@ def save_run(
             }
             checkpoint = folder / "checkpoints" / f"{run.name}.pt"
             weights = both.enter_context(written_whole(checkpoint))
-            torch.save(kept, weights)
+            content = io.BytesIO()  # a file's name would get into its bytes
+            torch.save(kept, content)
+            weights.write_bytes(content.getbuffer())
             run = dataclasses.replace(run, checkpoint=checkpoint.name, sha256=_sha256(weights))
         text = _encode(run)
         part.write_text(text + "\n", encoding="utf-8")
-    return Run(**json.loads(text))
+    return _decode(text)
 
 
 def _encode(run: Run) -> str:
@@ -186,18 +205,42 @@ def load_runs(experiment: str | None = None, *, folder: Path = FOLDER) -> list[R
     """Return the recorded runs, all or one experiment's, ordered by file name.
 
     Raises:
-        ValueError: a file is no run (broken JSON, a missing or an unknown field).
+        ValueError: a file is no run: broken JSON, a field that is missing, unknown or of another
+            type, another schema, another file's name.
 
     """
     found = []
     for path in sorted((folder / "runs").glob("*.json")):
         try:
-            found.append(Run(**json.loads(path.read_text(encoding="utf-8"))))
-        except (ValueError, TypeError) as error:
+            run = _decode(path.read_text(encoding="utf-8"))
+            if run.name != path.stem:
+                raise ValueError(f"it is the record of {run.name}")
+        except ValueError as error:
             raise ValueError(
                 f"{path.name} is no recorded run ({error}); restore it from git or remove it"
             ) from error
+        found.append(run)
     return [run for run in found if experiment in (None, run.experiment)]
+
+
+def _decode(text: str) -> Run:
+    """Return the run that a text records; a ValueError says what it lacks."""
+    entries = json.loads(text)
+    if not isinstance(entries, dict):
+        raise ValueError("it is no object with fields")
+    if entries.get("schema") != SCHEMA:
+        raise ValueError(f"its schema is {entries.get('schema')!r}, this version reads {SCHEMA}")
+    for name, wanted in typing.get_type_hints(Run).items():
+        if name not in entries:
+            raise ValueError(f"it has no {name!r}")
+        kinds = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
+        kinds = tuple(typing.get_origin(kind) or kind for kind in kinds)
+        kinds += (int,) * (float in kinds)  # JSON writes 1.0 as 1 in some hands
+        if not isinstance(entries[name], kinds) or isinstance(entries[name], bool):
+            raise ValueError(f"its {name!r} is {entries[name]!r:.40}")
+    if strange := entries.keys() - {f.name for f in dataclasses.fields(Run)}:
+        raise ValueError(f"it has a field {min(strange)!r}, which no run has")
+    return Run(**entries)
 
 
 def load_checkpoint(run: Run, *, folder: Path = FOLDER) -> dict[str, torch.Tensor]:

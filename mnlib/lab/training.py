@@ -6,14 +6,14 @@ after each epoch: a run killed at any moment resumes to the losses of one that w
 """
 
 import contextlib
-import copy
 import ctypes
-import hashlib
+import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,37 +24,27 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from mnlib.lab import kernels
-from mnlib.lab.runs import Run, written_whole
+from mnlib.lab.images import STATISTICS, prepare, resized_crop, shift
+from mnlib.lab.resume import CapturedStep, Progress
 
 __all__ = [
     "LOSSES_AN_EPOCH",
-    "STATISTICS",
     "WARMUP",
     "Recipe",
     "accuracy",
     "fit",
     "keep_freed",
     "logits",
-    "outputs",
-    "prepare",
-    "resized_crop",
-    "shift",
     "split",
 ]
-
-#: Mean and standard deviation of each channel in [0, 1]: of CIFAR-10's and of MNIST's training
-#: images, and torchvision's for ImageNet, which the pre-trained MobileNets expect.
-STATISTICS = {
-    "mnist": ((0.1307,), (0.3081,)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
 
 #: The points an epoch that a training's loss curve has.
 LOSSES_AN_EPOCH = 20
 
 #: The part of its steps over which SGD's learning rate rises.
 WARMUP = 0.2
+
+Images = Tensor | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -72,6 +62,10 @@ class Recipe:
     that of the forward pass in training. Weights stay float32, and what is evaluated is evaluated
     in float32. (In ``"32-true"`` a recent GPU's convolutions round to TF32 in training, PyTorch's
     default.)
+
+    Raises:
+        ValueError: a field is not among its values; the message names it.
+
     """
 
     sizes: tuple[int, ...]
@@ -90,8 +84,23 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.sizes:
             raise ValueError("a recipe without epochs (sizes=()) trains nothing; give one a size")
+        if min(*self.sizes, self.batch) < 1:
+            raise ValueError(
+                f"sizes {self.sizes} and batch {self.batch} must be at least 1; give larger ones"
+            )
         if self.optimiser not in ("sgd", "adam"):
             raise ValueError(f"optimiser {self.optimiser!r} is unknown; use 'sgd' or 'adam'")
+        if not 0 < self.rate < math.inf:
+            raise ValueError(f"rate {self.rate} trains nothing; give a positive, finite one")
+        if not all(0 <= value < math.inf for value in (self.decay, *self.penalties)):
+            raise ValueError(
+                f"decay {self.decay} and penalties {self.penalties} must be finite and not "
+                "negative; give such"
+            )
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(
+                f"smoothing {self.smoothing} is no share of a label; give one from 0 to below 1"
+            )
         if not 0 <= self.crop <= 1:
             raise ValueError(f"crop {self.crop} is no share of an area; give one from 0 to 1")
         if self.penalties and len(self.penalties) != self.epochs:
@@ -118,66 +127,9 @@ class Recipe:
         return self.rate * min(progress / WARMUP, (1 - progress) / (1 - WARMUP))
 
 
-def prepare(images: Tensor, size: int, statistics: str) -> Tensor:
-    """Turn uint8 N×H×W×C images into normalised float32 N×C×size×size, channels last in memory."""
-    mean, std = (torch.tensor(v, device=images.device) for v in STATISTICS[statistics])
-    x = (images.float() / 255 - mean) / std
-    x = x.permute(0, 3, 1, 2)
-    if x.shape[-1] == size == x.shape[-2]:
-        return x
-    return F.interpolate(x, (size, size), mode="bilinear", antialias=True)
-
-
-def shift(x: Tensor, draws: Tensor) -> Tensor:
-    """Flip and shift each image: a random crop of the image padded by reflection.
-
-    Args:
-        x: N×C×H×W floats.
-        draws: N×3 numbers in [0, 1): flip below one half, vertical and horizontal offset.
-
-    """
-    n, _, height, width = x.shape
-    reach = min(height, width) // 8
-    x = F.pad(x, (reach,) * 4, mode="reflect")
-    top, left = (draws[:, 1:] * (2 * reach + 1)).long().T
-    rows = top[:, None] + torch.arange(height, device=x.device)
-    columns = torch.arange(width, device=x.device).expand(n, width)
-    columns = torch.where(draws[:, :1] < 0.5, columns.flip(1), columns) + left[:, None]
-    every = torch.arange(n, device=x.device)[:, None, None]
-    # gathered from N×H×W×C, so that the result stays channels last
-    return x.permute(0, 2, 3, 1)[every, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
-
-
-def resized_crop(x: Tensor, draws: Tensor, size: int, smallest: float) -> Tensor:
-    """Flip each image and resize a random rectangle of it (after Szegedy et al., 2015, §6).
-
-    The rectangle's share of the area is uniform between ``smallest`` and 1, the logarithm of its
-    ratio of width to height between ±log 4/3; a side that would be longer than the image is the
-    image's. Sampling is bilinear, which blurs where it enlarges and skips pixels where it shrinks.
-
-    Args:
-        x: N×C×H×W floats.
-        draws: N×5 numbers in [0, 1): flip below one half, area, ratio, vertical and horizontal
-            position.
-        size: side in pixels of the result, N×C×size×size.
-        smallest: share of the area, in (0, 1].
-
-    """
-    flip = torch.where(draws[:, 0] < 0.5, -1.0, 1.0)
-    side = (smallest + (1 - smallest) * draws[:, 1]).sqrt()
-    stretch = (4 / 3) ** (draws[:, 2] - 0.5)  # the square root of width over height
-    height, width = (side / stretch).clamp(max=1), (side * stretch).clamp(max=1)
-    down, right = (1 - height) * (2 * draws[:, 3] - 1), (1 - width) * (2 * draws[:, 4] - 1)
-    none = torch.zeros_like(flip)
-    rows = [torch.stack(row, 1) for row in ((flip * width, none, right), (none, height, down))]
-    grid = F.affine_grid(torch.stack(rows, 1), [len(x), 1, size, size], align_corners=False)
-    x = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
-    return x.contiguous(memory_format=torch.channels_last)
-
-
 def logits(
     model: nn.Module,
-    images: Tensor | np.ndarray,
+    images: Images,
     *,
     size: int,
     statistics: str,
@@ -200,22 +152,6 @@ def logits(
             parts.append(out.float().cpu())
     model.train(mode)
     return torch.cat(parts)
-
-
-def outputs(model: nn.Module, run: Run, images: Tensor | np.ndarray) -> Tensor:
-    """Return :func:`logits` of the model that ``run`` recorded, taken as ``run`` was tested.
-
-    With protocol ``"mirrored"`` they are the means of those for an image and for its mirror image.
-    """
-    recipe = run.results["recipe"]
-    return logits(
-        model,
-        images,
-        size=recipe["sizes"][-1],
-        statistics=recipe["statistics"],
-        batch=recipe["batch"],
-        mirrored=run.protocol == "mirrored",
-    )
 
 
 def accuracy(outputs: Tensor, labels: Tensor | np.ndarray) -> float:
@@ -246,12 +182,12 @@ def split(labels: np.ndarray, held_out: int, seed: int = 0) -> tuple[np.ndarray,
 
 def fit(
     model: nn.Module,
-    images: Tensor | np.ndarray,
-    labels: Tensor | np.ndarray,
+    images: Images,
+    labels: Images,
     recipe: Recipe,
     *,
     seed: int = 0,
-    validation: tuple[Tensor | np.ndarray, Tensor | np.ndarray] | None = None,
+    validation: tuple[Images, Images] | None = None,
     progress: Path | None = None,
     fabric: Fabric | None = None,
     replay: bool = False,
@@ -259,14 +195,15 @@ def fit(
     """Train ``model`` in place, and return its curves: one value an epoch.
 
     Args:
-        model: maps float N×C×H×W to N×classes.
+        model: maps float N×C×H×W to N×classes. Batch norm in several processes becomes
+            ``nn.SyncBatchNorm``, which PyTorch has for GPUs only.
         images: uint8 N×H×W×C, which must fit on the device.
-        labels: int64 N.
+        labels: int64 N, below the number of classes.
         recipe: how to train.
         seed: of the order of images, their augmentation and what is random within the model.
         validation: images and labels whose accuracy is taken after each epoch.
         progress: file that holds the state after the last whole epoch: training resumes from it,
-            and refuses a state of another recipe, seed or shape of model.
+            and refuses a state of another recipe, seed, shape of model or other images.
         fabric: a launched Fabric of the recipe's precision; without one, a single process on the
             device Fabric picks. Every process takes its share of each batch, and all must hold the
             same images.
@@ -280,39 +217,26 @@ def fit(
         ``losses``, the means over equal parts of each epoch, ``LOSSES_AN_EPOCH`` of them.
 
     Raises:
-        ValueError: images and labels do not match, or a batch does not divide among the processes,
-            or ``progress`` belongs to another training.
+        ValueError: images and labels do not match each other, the model or the recipe, or a batch
+            does not divide among the processes, or ``progress`` is damaged or another training's.
         FloatingPointError: the loss is no longer finite.
 
     """
     fabric = fabric or Fabric(devices=1, precision=recipe.precision)
     images, labels = torch.as_tensor(images), torch.as_tensor(labels)
-    if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels):
-        raise ValueError(
-            f"got images {tuple(images.shape)} {images.dtype} and {len(labels)} labels; "
-            "give uint8 N×H×W×C and N labels"
-        )
-    batch = min(recipe.batch, len(images))
-    if batch % fabric.world_size:
-        raise ValueError(f"a batch of {batch} does not divide among {fabric.world_size} processes")
+    batch = _checked_batch(model, images, labels, recipe, fabric)
+    kept = Progress(progress, images, labels, validation, recipe, seed)
     images, labels = images.to(fabric.device), labels.to(fabric.device)
     mine = slice(fabric.global_rank, None, fabric.world_size)
     steps = len(images) // batch  # the images left over change from epoch to epoch
-
     bare = model.to(memory_format=torch.channels_last)  # as the images are
+    if fabric.world_size > 1:
+        bare = nn.SyncBatchNorm.convert_sync_batchnorm(bare)
     optimiser = _optimiser(bare, recipe)
     model, optimiser = fabric.setup(model, optimiser)
-    history: dict[str, list[float]] = {"loss": [], "losses": [], "seconds": []}
-    if validation is not None:
-        history["accuracy"] = []
-    identity = _identity(bare, recipe, seed, len(images))
-    if progress is not None and progress.is_file():
-        saved = torch.load(progress, map_location=fabric.device, weights_only=True)
-        if saved["identity"] != identity:
-            raise ValueError(f"{progress} belongs to another training; remove it to start afresh")
-        bare.load_state_dict(saved["model"])
-        optimiser.load_state_dict(saved["optimiser"])
-        history = saved["history"]
+    history = kept.resume(bare, optimiser)
+    learn = partial(_learn, model, bare, optimiser, fabric, recipe.smoothing)
+    replay = replay and fabric.world_size == 1 and fabric.device.type == "cuda"
 
     kernels.faster(bare)
     try:
@@ -321,49 +245,22 @@ def fit(
             # for what is random within the model, in each process otherwise
             torch.manual_seed(epoch * 1_000_003 + seed + 7919 * fabric.global_rank)
             draw = torch.Generator().manual_seed(epoch * 1_000_003 + seed)
-            order = torch.randperm(len(images), generator=draw)[: steps * batch]
+            order = torch.randperm(len(images), generator=draw)[: steps * batch].split(batch)
             losses = torch.zeros(steps, device=fabric.device)
-            model.train()
             penalty = recipe.penalties[epoch] if recipe.penalties else 0
-
-            def learn(x: Tensor, y: Tensor, penalty: float = penalty) -> Tensor:
-                optimiser.zero_grad()
-                loss = F.cross_entropy(model(x), y, label_smoothing=recipe.smoothing)
-                fabric.backward(loss + penalty * bare.penalty() if penalty else loss)
-                return loss.detach()
-
-            bar = tqdm(
-                order.split(batch),
-                f"epoch {epoch + 1}/{recipe.epochs}",
-                leave=False,
-                disable=not sys.stderr.isatty() or fabric.global_rank > 0,
-            )
-            for step, chosen in enumerate(bar):
+            step = CapturedStep(learn, bare) if replay else learn
+            model.train()
+            for i, chosen in enumerate(_bar(order, epoch, recipe, fabric)):
                 draws = torch.rand(batch, 5 if recipe.crop else 3, generator=draw)[mine]
-                draws = draws.to(fabric.device)
                 chosen = chosen[mine].to(fabric.device)
-                size = recipe.sizes[epoch]
-                whole = max(recipe.sizes) if recipe.augment and recipe.crop else size
-                x = prepare(images[chosen], whole, recipe.statistics)
-                if not recipe.mirror:
-                    draws[:, 0] = 1  # no flip
-                if recipe.augment:
-                    x = (
-                        resized_crop(x, draws, size, recipe.crop)
-                        if recipe.crop
-                        else shift(x, draws)
-                    )
-                y = labels[chosen]
-                rate = recipe.rate_at(epoch + (step + 0.5) / steps)
+                x = _augmented(images[chosen], draws.to(fabric.device), recipe, epoch)
                 for group in optimiser.param_groups:
-                    group["lr"] = rate
-                if step == 0 and replay and fabric.world_size == 1 and fabric.device.type == "cuda":
-                    learn = _recorded(learn, bare, x, y)
-                losses[step] = learn(x, y)
+                    group["lr"] = recipe.rate_at(epoch + (i + 0.5) / steps)
+                losses[i] = step(x, labels[chosen], penalty)
                 optimiser.step()
             losses = fabric.all_reduce(losses)
             mean = losses.mean().item()
-            if not np.isfinite(mean):
+            if not math.isfinite(mean):
                 raise FloatingPointError(
                     f"loss {mean} in epoch {epoch + 1}; lower rate {recipe.rate}"
                 )
@@ -371,53 +268,86 @@ def fit(
             parts = losses.tensor_split(min(steps, LOSSES_AN_EPOCH))
             history["losses"] += [part.mean().item() for part in parts]
             if validation is not None:
-                outputs = logits(
-                    bare,
-                    validation[0],
-                    size=recipe.sizes[-1],
-                    statistics=recipe.statistics,
-                    batch=recipe.batch,
-                )
+                how = {"statistics": recipe.statistics, "batch": recipe.batch}
+                outputs = logits(bare, validation[0], size=recipe.sizes[-1], **how)
                 history["accuracy"].append(accuracy(outputs, validation[1]))
             history["seconds"].append(time.perf_counter() - start)
-            if progress is not None and fabric.global_rank == 0:
-                state = {
-                    "identity": identity,
-                    "model": bare.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "history": history,
-                }
-                with written_whole(progress) as part:
-                    torch.save(state, part)
+            if fabric.global_rank == 0:
+                kept.keep(bare, optimiser, history)
             fabric.barrier()
     finally:
         kernels.plain(bare)
     return history
 
 
-def _recorded(
-    learn: Callable[[Tensor, Tensor], Tensor], model: nn.Module, x: Tensor, y: Tensor
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Record ``learn``, which sets the gradients, as a CUDA graph for batches of this shape."""
-    x, y, before = x.clone(), y.clone(), copy.deepcopy(model.state_dict())
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(3):  # what libraries set up when first called must not be recorded
-            learn(x, y)
-    torch.cuda.current_stream().wait_stream(aside)
-    model.load_state_dict(before)  # these batches do not count for the running statistics
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss = learn(x, y)
+def _checked_batch(
+    model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, fabric: Fabric
+) -> int:
+    """Return the number of images of a step, once the training's inputs have been checked."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels):
+        raise ValueError(
+            f"got images {tuple(images.shape)} {images.dtype} and {len(labels)} labels; "
+            "give uint8 N×H×W×C and N labels"
+        )
+    if not len(images):
+        raise ValueError("there are 0 images to learn from; give at least one")
+    if labels.dtype != torch.int64 or labels.min() < 0:
+        raise ValueError(
+            f"labels {labels.dtype} from {labels.min()} are no classes; give int64 from 0 on"
+        )
+    if fabric.world_size > 1 and fabric.device.type != "cuda":
+        for name, layer in model.named_modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                raise ValueError(
+                    f"in {fabric.world_size} processes on the CPU the batch norm {name!r} would "
+                    "see a part of each batch; train in one process, or on GPUs"
+                )
+    batch = min(recipe.batch, len(images))
+    if batch % fabric.world_size:
+        raise ValueError(f"a batch of {batch} does not divide among {fabric.world_size} processes")
+    model.to(fabric.device)
+    how = {"size": recipe.sizes[-1], "statistics": recipe.statistics}
+    classes = logits(model, images[:1], **how).shape[1]
+    if labels.max() >= classes:
+        raise ValueError(
+            f"label {labels.max()} is none of {classes} classes; give labels below {classes}"
+        )
+    return batch
 
-    def again(*batch: Tensor) -> Tensor:
-        x.copy_(batch[0])
-        y.copy_(batch[1])
-        graph.replay()
-        return loss
 
-    return again
+def _learn(
+    model: nn.Module,
+    bare: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    fabric: Fabric,
+    smoothing: float,
+    x: Tensor,
+    y: Tensor,
+    penalty: float,
+) -> Tensor:
+    """Set the gradients for a batch and return its loss."""
+    optimiser.zero_grad()
+    loss = F.cross_entropy(model(x), y, label_smoothing=smoothing)
+    fabric.backward(loss + penalty * bare.penalty() if penalty else loss)
+    return loss.detach()
+
+
+def _augmented(images: Tensor, draws: Tensor, recipe: Recipe, epoch: int) -> Tensor:
+    """Return the images of a step as the model is fed them in this epoch."""
+    size = recipe.sizes[epoch]
+    if not recipe.augment:
+        return prepare(images, size, recipe.statistics)
+    if not recipe.mirror:
+        draws[:, 0] = 1  # no flip
+    if recipe.crop:
+        x = prepare(images, max(recipe.sizes), recipe.statistics)
+        return resized_crop(x, draws, size, recipe.crop)
+    return shift(prepare(images, size, recipe.statistics), draws)
+
+
+def _bar(batches: Iterable[Tensor], epoch: int, recipe: Recipe, fabric: Fabric) -> Iterable[Tensor]:
+    quiet = not sys.stderr.isatty() or fabric.global_rank > 0
+    return tqdm(batches, f"epoch {epoch + 1}/{recipe.epochs}", leave=False, disable=quiet)
 
 
 def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -429,11 +359,6 @@ def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimiser == "adam":
         return torch.optim.Adam(groups, lr=recipe.rate, fused=True)
     return torch.optim.SGD(groups, lr=recipe.rate, momentum=0.9, nesterov=True, fused=True)
-
-
-def _identity(model: nn.Module, recipe: Recipe, seed: int, n: int) -> str:
-    shapes = [(key, tuple(value.shape)) for key, value in model.state_dict().items()]
-    return hashlib.sha256(repr((recipe, seed, n, shapes)).encode()).hexdigest()
 
 
 def keep_freed() -> None:

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mnlib import pca
-from mnlib.lab import data, runs, training
+from mnlib.lab import data, runs
+from mnlib.lab.images import prepare
+from mnlib.lab.runs import Which
+from mnlib.lab.tasks import Outcome, restored
 from mnlib.separable import DecoupledConv2d, Order, rank_bound
 
 __all__ = [
@@ -21,6 +24,7 @@ __all__ = [
     "SmallConvNet",
     "Subject",
     "decoupled",
+    "measure_slices",
     "normalising_scales",
     "parameters",
     "rescaled",
@@ -74,6 +78,28 @@ class SmallConvNet(nn.Sequential):
         return [m.weight.detach() for m in self if isinstance(m, nn.Conv2d)]
 
 
+def measure_slices(_which: Which) -> Outcome:
+    """Measure the first component's share of the variance in every slice of VGG-19.
+
+    ``percent``, ``layers`` and ``histogram`` are by the slides' definition; ``atlas`` has the
+    percentage by every definition that :func:`mnlib.pca.first_component` knows.
+    """
+    weights = [w for w in data.load("vgg19").values() if w.ndim == 4]
+    results: dict = {}
+    for slices in ("vertical", "horizontal"):
+        layers = [pca.explained_variance_ratio(w, slices=slices)[:, 0] for w in weights]
+        shares = torch.cat(layers)
+        results[slices] = {
+            "slices": len(shares),
+            "percent": 100 * shares.mean().item(),
+            "layers": [100 * layer.mean().item() for layer in layers],
+            # of the shares in 50 equal bins between 0 and 1
+            "histogram": shares.histc(50, 0, 1).int().tolist(),
+            "atlas": pca.atlas(weights, slices=slices),
+        }
+    return Outcome(parameters=sum(w.numel() for w in weights), accuracy=None, results=results)
+
+
 class Subject(NamedTuple):
     """A network to look into: its name, its layers, and images as it takes them (N×3×S×S)."""
 
@@ -98,7 +124,7 @@ def subject(count: int = 8, size: int = 64) -> Subject:
         images = images.flip(1) - torch.tensor(OXFORD_MEAN)[:, None, None]
     else:
         name, network = "the small network", _small()
-        images = training.prepare(images.permute(0, 2, 3, 1), size, "imagenet")
+        images = prepare(images.permute(0, 2, 3, 1), size, "imagenet")
     for layer in network:
         if isinstance(layer, nn.ReLU):
             layer.inplace = False
@@ -129,8 +155,7 @@ def _small() -> nn.Sequential:
         raise FileNotFoundError(
             "the small network has no recorded run: run mnlib run drawn_flowers --model small"
         )
-    network = SmallConvNet()
-    network.load_state_dict(runs.load_checkpoint(run))
+    network = restored(SmallConvNet, run)
     kept = (nn.Conv2d, nn.ReLU, nn.MaxPool2d)
     return nn.Sequential(*[layer for layer in network if isinstance(layer, kept)])
 
