@@ -135,7 +135,8 @@ def _hardware() -> str:
         cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass  # not Linux, or a processor that /proc does not name
-    return f"{cpu} × {os.cpu_count()}"
+    threads = torch.get_num_threads()  # on which the last digits depend
+    return f"{cpu} × {os.cpu_count()}, {threads} thread{'s' * (threads != 1)}"
 
 
 @functools.cache  # of the code that was imported, even if the checkout moves on
