@@ -29,10 +29,16 @@ SLIDES = load_slides()
 
 
 def definitions(path: Path) -> dict[str, int]:
-    """Return the line of each function and class at the top level of a file."""
-    kinds = (ast.FunctionDef, ast.ClassDef)
-    body = ast.parse(path.read_text(encoding="utf-8")).body
-    return {node.name: node.lineno for node in body if isinstance(node, kinds)}
+    """Return the line of each function, class and constant at a file's top level."""
+    found = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found[node.name] = node.lineno
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            if isinstance(target, ast.Name) and target.id.isupper():
+                found[target.id] = node.lineno
+    return found
 
 
 TESTS = {
@@ -231,7 +237,8 @@ body {{ margin: 1rem; font: 0.9rem/1.4 system-ui, sans-serif; }}
 </style>
 </head>
 <body>
-<p><a href="../index.html">A Deep Dive into MobileNet</a> · <code>{name}</code></p>
+<p><a href="../index.html">A Deep Dive into MobileNet</a> ·
+<code>{name}</code>{back}</p>
 {code}
 </body>
 </html>
@@ -251,9 +258,13 @@ def show_files(app: Sphinx, error: Exception | None) -> None:
     shape = HtmlFormatter(linenos="inline", lineanchors="line", anchorlinenos=True)
     for path in {path for path, _ in (*TESTS.values(), *SOURCES.values())}:
         code = highlight(path.read_text(encoding="utf-8"), PythonLexer(), shape)
-        page = FILE_PAGE.format(
-            name=path.relative_to(ROOT).as_posix(), light=light, dark=dark, code=code
-        )
+        name = path.relative_to(ROOT).as_posix()
+        module = path.parent.name if "/ode/" in name else path.stem
+        label = f"module-{module}"
+        back = ""
+        if label in app.env.get_domain("std").anonlabels and "/lab/" not in name:
+            back = f' · <a href="../reference.html#{label}">its reference</a>'
+        page = FILE_PAGE.format(name=name, back=back, light=light, dark=dark, code=code)
         (Path(app.outdir) / page_of(path)).write_text(page, encoding="utf-8")
 
 
