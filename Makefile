@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: book test lint notebooks clean
+.PHONY: book test lint notebooks sums clean
 
 book: $(VENV)/.installed-book
 	$(BIN)/mnlib fetch
@@ -21,6 +21,10 @@ lint: $(VENV)/.installed-test
 # Re-run every chapter in place on the embedded tier: do this after a change of mnlib or of a cell.
 notebooks: $(VENV)/.installed-test
 	$(BIN)/python scripts/execute.py
+
+# List the hashes of ledgers, records and checkpoints: after a change that is meant.
+sums:
+	cd data && sha256sum *.csv *.toml checkpoints/*.pt runs/*.json | LC_ALL=C sort -k 2 >sha256sums
 
 $(VENV)/.installed-%: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -3,7 +3,9 @@
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 __all__ = ["main", "parser"]
 
@@ -75,6 +77,26 @@ def _claims(args: argparse.Namespace) -> int:
     return 0
 
 
+def _verify(args: argparse.Namespace) -> int:
+    from mnlib.lab import certificate, verify
+
+    found = []
+    for finding in verify.verify(args.names, rerun=args.rerun):
+        found.append(finding)
+        if finding.kind != "file" or finding.outcome == verify.FAILS:
+            print(f"{finding.kind:5}  {finding.name}: {finding.outcome}: {finding.why}", flush=True)
+    counted = Counter(finding.outcome for finding in found)
+    print(
+        "; ".join(
+            f"{counted[outcome]} {outcome}" for outcome in verify.OUTCOMES if counted[outcome]
+        )
+    )
+    if args.write:
+        for path in certificate.write(found, args.write):
+            print(path)
+    return int(counted[verify.FAILS] > 0)
+
+
 def _rounded(value: object) -> object:
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
 
@@ -114,6 +136,19 @@ def parser() -> argparse.ArgumentParser:
     claims = commands.add_parser("claims", help="hold the slides' claims against what is measured")
     claims.add_argument("--json", action="store_true", help="whole rows, as JSON")
     claims.set_defaults(call=_claims)
+
+    verify = commands.add_parser(
+        "verify", help="tell what of the records still holds, here and now"
+    )
+    verify.add_argument("names", nargs="*", metavar="NAME", help="a run or a claim (default: all)")
+    verify.add_argument("--rerun", action="store_true", help="carry the runs out again: hours")
+    verify.add_argument(
+        "--write",
+        type=Path,
+        metavar="FOLDER",
+        help="write codecheck.yml and ro-crate-metadata.json there, at the checkout's root",
+    )
+    verify.set_defaults(call=_verify)
 
     classify = commands.add_parser("classify", help="tell which flower a picture shows")
     classify.add_argument("photographs", nargs="+", metavar="PHOTO")

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from mnlib.cifar import NeuralODE, ResNet20
-from mnlib.lab import data, fingerprint, flowers, runs, tasks, training, vgg
+from mnlib.lab import data, evaluations, fingerprint, flowers, runs, tasks, training, vgg
 from mnlib.lab.data import Dataset
 from mnlib.lab.runs import Run, Which
 from mnlib.lab.tasks import Images, Measurement, Mirrored, Task, Training
@@ -28,6 +28,7 @@ __all__ = [
     "SHORT",
     "SHORT_ODE",
     "SOLVERS",
+    "answers",
     "evaluate",
     "outputs",
     "run",
@@ -185,16 +186,43 @@ def outputs(run: Run, images: Tensor | np.ndarray) -> Tensor:
     return tasks.outputs(trained(run), run.results["recipe"], images, mirrored=mirrored)
 
 
+def answers(run: Run) -> Tensor | None:
+    """Return :func:`outputs` for all test images, None where these are not there.
+
+    They are computed once while weights, images and code are the same (:mod:`evaluations`).
+
+    Raises:
+        FileNotFoundError: as :func:`trained`.
+        ValueError: as :func:`trained`.
+
+    """
+    what = task(run)
+    if any(data.tier(name) != "real data" for name in what.images.inputs):
+        return None
+    network = trained(run)  # even where its answers are kept: the weights are compared
+    return evaluations.kept(
+        lambda: tasks.outputs(
+            network,
+            run.results["recipe"],
+            what.images.load("test").images,
+            mirrored=isinstance(what, Mirrored),
+        ),
+        run.sha256,
+        run.results["recipe"],
+        fingerprint.code(what),
+        [fingerprint.inputs(name)["sha256"] for name in what.images.inputs],
+    )
+
+
 def evaluate(run: Run) -> float | None:
     """Return the accuracy of :func:`trained`'s network on the test images, taken now.
 
     None where the images are not there.
     """
-    images = task(run).images
-    if any(data.tier(name) != "real data" for name in images.inputs):
+    found = answers(run)
+    if found is None:
         return None
-    test = images.load("test")
-    return training.accuracy(outputs(run, test.images), test.labels)
+    return training.accuracy(found, task(run).images.load("test").labels)
 
 
 def _drawn(split: str) -> Dataset:
