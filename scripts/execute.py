@@ -22,7 +22,7 @@ def execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
         notebook,
-        timeout=600,
+        timeout=None,
         kernel_name="python3",
         record_timing=False,
         resources={"metadata": {"path": str(ROOT / "book")}},

@@ -107,6 +107,7 @@ def _crate(findings: list[Finding], data: Path, now: dict) -> str:
             "datePublished": now["date"],
             "license": {"@id": LICENCE},
             "author": {"@id": "#authors"},
+            "publisher": {"@id": "#authors"},
             "hasPart": ids,
             "mentions": {"@id": "#verification"},
         },
