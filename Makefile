@@ -4,11 +4,15 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: book test lint notebooks sums clean
+.PHONY: book draft test lint notebooks sums clean
 
 book: $(VENV)/.installed-book
 	$(BIN)/mnlib fetch
 	PATH="$(abspath $(BIN)):$$PATH" jupyter-book build book/
+
+# For authors: cells are run again only where they, mnlib, the records or the inputs have changed.
+draft: $(VENV)/.installed-book
+	$(BIN)/python scripts/draft.py
 
 test: $(VENV)/.installed-test
 	$(BIN)/pytest

@@ -6,6 +6,7 @@ image, and runs every page again, since an unchanged page may call code that cha
 """
 
 import ast
+import os
 import re
 from pathlib import Path
 
@@ -70,8 +71,8 @@ SOURCES = sources()
 
 
 def every_page(app: Sphinx, env: BuildEnvironment, *_changes: set[str]) -> set[str]:
-    """Let Sphinx read, and so execute, all pages in each build."""
-    return env.found_docs
+    """Let Sphinx read, and so execute, all pages in each build but a draft."""
+    return set() if os.environ.get("MNLIB_DRAFT") else env.found_docs
 
 
 def keep_slides_numbers(app: Sphinx, env: BuildEnvironment) -> None:

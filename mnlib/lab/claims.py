@@ -46,7 +46,7 @@ class Claim:
     another ``rule``, at most ``tolerance`` on the wrong side (``"more than"`` excludes equality).
     ``remark`` says what a reader should know all the same; ``expected`` is the verdict that the
     project stands by, so that a change does not go unnoticed. ``place`` is the book's page and
-    anchor, ``test`` a test of the code that measures.
+    anchor, ``test`` a test of the code that measures, ``run`` the recorded run that it rests on.
     """
 
     id: str
@@ -61,6 +61,7 @@ class Claim:
     tolerance: float = 0.0
     rule: str = "equal"
     test: str = ""
+    run: str = ""
     remark: str = ""
 
     @property

@@ -1,0 +1,59 @@
+"""Build the book for its authors: pages whose cells have not changed are not run again.
+
+Usage: python scripts/draft.py
+
+The outcomes lie in a cache whose folder is named by a hash of all else that can change one: the
+code of mnlib, the records, the inputs, the tier, the versions. A reader's build runs every cell.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from mnlib.lab import data, fingerprint
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def state() -> str:
+    """Return the hash of all that can change an outcome but the cells themselves."""
+    digest = hashlib.sha256(repr(fingerprint.versions()).encode())
+    digest.update(os.environ.get("MNLIB_TIER", "").encode())
+    for path in sorted([*(ROOT / "mnlib").rglob("*.py"), ROOT / "data" / "sha256sums"]):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    for folder in data.folders():  # by size and time: their contents take long to read
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and not path.name.startswith("."):
+                about = path.stat()
+                digest.update(f"{path} {about.st_size} {about.st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
+
+
+def settings(cache: Path) -> str:
+    """Return the book's configuration with the outcomes of cells kept in ``cache``."""
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    config["execute"] |= {"execute_notebooks": "cache", "cache": str(cache)}
+    return yaml.safe_dump(config, sort_keys=False)
+
+
+def main() -> int:
+    """Build into ``_build`` as the book does; return the builder's status."""
+    cache = ROOT / "_build" / "draft" / state()
+    cache.mkdir(parents=True, exist_ok=True)
+    config = ROOT / "_draft.yml"  # beside the book's, since paths in it are relative
+    config.write_text(settings(cache), encoding="utf-8")
+    try:
+        command = ["jupyter-book", "build", "book/", "--config", str(config)]
+        found = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, "MNLIB_DRAFT": "1", "PATH": found}
+        return subprocess.run(command, cwd=ROOT, env=environment).returncode
+    finally:
+        config.unlink()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
