@@ -160,7 +160,7 @@ class Adjoint(torch.autograd.Function):
         solution, params = tensors[: ctx.size], tensors[ctx.size :]
         size, field, times = ctx.size, ctx.field, t.tolist()
         wanted = [x for x in params if x.requires_grad]
-        totals = [torch.zeros_like(x) for x in wanted]
+        totals = [torch.zeros_like(x)[None] for x in wanted]  # no samples, to the error control
         grad_t, looked = torch.zeros_like(t), False
         if not all(bool(g.isfinite().all()) for g in grads):
             raise RuntimeError("the gradient that comes in is not finite; check the loss")
@@ -178,7 +178,7 @@ class Adjoint(torch.autograd.Function):
                 _refuse_other_leaves(slope, [*y, *wanted])
                 looked = True
             pulled = _pull_back(slope, [*y, *wanted], [-a for a in state[size : 2 * size]])
-            return [*(k.detach() for k in slope), *pulled]
+            return [*(k.detach() for k in slope), *pulled[:size], *(g[None] for g in pulled[size:])]
 
         a = [torch.zeros_like(x[0]) for x in solution]
         with ctx.autocast, _without_hooks(wanted):
@@ -197,7 +197,7 @@ class Adjoint(torch.autograd.Function):
             if ctx.needs_input_grad[4]:
                 grad_t[0] = -work(0, a)
         a = [x + g[0] for x, g in zip(a, grads, strict=True)]
-        return None, None, None, None, grad_t, *a, *_place(totals, params)
+        return None, None, None, None, grad_t, *a, *_place([x[0] for x in totals], params)
 
 
 def _pull_back(outputs: State, inputs: State, cotangents: State) -> State:
@@ -247,7 +247,7 @@ def _miss(found: State, known: State) -> Tensor:
     """Return the largest distance of a state from the known one, relative to the latter's size."""
     tiny = torch.finfo(torch.float32).tiny
     ratios = [
-        (x.detach() - y).abs().amax().double() / (y.abs().amax().double() + tiny)
+        (x - y).abs().amax().double() / (y.abs().amax().double() + tiny)
         for x, y in zip(found, known, strict=True)
         if y.numel()
     ]
