@@ -1,5 +1,6 @@
 """Solvers: values against exact solutions and torchdiffeq, and the calling convention."""
 
+import contextlib
 import math
 
 import pytest
@@ -273,3 +274,67 @@ def test_counted_counts_and_hands_on_parameters():
     assert counted.nfe == 16
     assert not hasattr(counted, "parameters")
     assert list(Counted(module).parameters()) == list(module.parameters())
+
+
+def visited(func, y0, ends):
+    """The times at which dopri5 evaluates ``func`` at the tolerance 1e-3, till it gives up."""
+    times = []
+
+    def noting(t, y):
+        times.append(float(t))
+        return func(float(t), y) + 0 * y
+
+    with contextlib.suppress(RuntimeError):
+        odeint(noting, tensor(y0), tensor(*ends), rtol=1e-3, atol=1e-3)
+    return times
+
+
+@pytest.mark.parametrize(
+    ("func", "y0", "end", "guess", "first"),
+    [
+        # in tolerances of 0.002: y0 is 500, the slope 1,000 and its change 2,000 in a unit of time
+        (lambda t, y: -2 * y, 1.0, 1.0, 0.005, (0.01 / 2000) ** 0.2),
+        (lambda t, y: -2 * y, 1.0, -2.0, -0.005, -((0.01 / 2000) ** 0.2)),
+        (lambda t, y: -2 * y, 1.0, 0.003, 0.003, 0.003),
+        (lambda t, y: 3.0, 1.0, 1.0, 0.01 / 3, (0.01 / 1500) ** 0.2),
+        (lambda t, y: 3.0, 0.0, 1.0, 1e-6, 1e-4),  # at most a hundred guesses
+        (lambda t, y: 2.1e-8, 1.0, 1.0, 1.0, 1.0),  # a slope of 1.05e-5 tolerances
+        (lambda t, y: 1.9e-8, 1.0, 1.0, 1e-6, 1e-4),  # one of 0.95e-5 says nothing
+        (lambda t, y: 0.0, 1.0, 1.0, 1e-6, 1e-6),
+        (lambda t, y: math.inf if 0.09 < t < 0.11 else 0.1, 1.0, 1.0, 0.1, 1e-4),
+    ],
+)
+def test_the_first_step_is_that_of_hairer_norsett_and_wanner(func, y0, end, guess, first):
+    start, ahead, stage, *_ = visited(func, y0, (0.0, end))
+    assert (start, ahead, 5 * stage) == pytest.approx((0, guess, first), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "func",
+    [
+        lambda t: 1 / (1e-3 + (t - 0.5) ** 2),  # a step is refused before the peak
+        lambda t: 0.0,
+        lambda t: math.nan if t > 0.07 else 3 * math.cos(90 * t),  # shrinks fivefold
+    ],
+)
+@pytest.mark.parametrize("end", [1.0, 0.111111 + 1.08, 0.111111 + 1.12])
+def test_the_steps_are_controlled_as_hairer_norsett_and_wanner_do(func, end):
+    """Written down again for a mere integral: 0.9 ratio^(-1/5), within 1/5 and 10."""
+    found = visited(lambda t, y: func(t), 1.0, (0.0, end))
+    t, y, h, ends = 0.0, 1.0, found[2] * 5, []
+    for _ in range(min(40, len(found) // 6)):
+        if t + 1.1 * h >= end:
+            h = end - t
+        slopes = [func(t + c * h) for c in (*DOPRI5.c, 1.0)]
+        new = y + h * sum(b * k for b, k in zip(DOPRI5.b, slopes, strict=False))
+        error = abs(h * sum(e * k for e, k in zip(DOPRI5.error, slopes, strict=True)))
+        ratio = error / (1e-3 + 1e-3 * max(abs(y), abs(new)))
+        ends.append(t + h)
+        accepted = ratio <= 1
+        if accepted:
+            t, y = t + h, new
+        factor = math.inf if ratio == 0 else 0.9 * ratio**-0.2 if math.isfinite(ratio) else 0
+        h *= min(10, max(1 if accepted else 0.2, factor))
+        if t == end:
+            break
+    assert found[7::6][: len(ends)] == pytest.approx(ends, rel=1e-6)

@@ -10,6 +10,7 @@ from mnlib.ode import odeint
 ONE = torch.ones(2)
 UNIT = torch.tensor([0.0, 1.0])
 GRADIENTS = ("backprop", "checkpoint", "adjoint")
+EULER = {"method": "euler"}
 
 
 def decay(t, y):
@@ -136,13 +137,34 @@ def test_too_many_steps():
         odeint(lambda t, y: -1e3 * (y - torch.cos(t)), ONE, UNIT, max_steps=20)
 
 
-@pytest.mark.parametrize("method", ["rk4", "dopri5"])
-def test_buffers_returned_in_turn_are_refused(method):
-    buffers = [torch.empty(3), torch.empty(3)]
+@pytest.mark.parametrize(("method", "count"), [("rk4", 2), ("dopri5", 2), ("dopri5", 7)])
+def test_buffers_returned_in_turn_are_refused(method, count):
+    """Of seven the last evaluation of dopri5's step meets the first, which the error needs."""
+    buffers = [torch.empty(3) for _ in range(count)]
 
     def func(t, y):
-        buffers.reverse()
+        buffers.append(buffers.pop(0))
         return torch.mul(y, -1, out=buffers[0])
 
     with pytest.raises(RuntimeError, match="overwrote the tensor"):
-        odeint(func, torch.ones(3), torch.tensor([0.0, 1.0]), method=method)
+        odeint(func, torch.ones(3), UNIT, method=method, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("method", ["euler", "rk4", "dopri5"])
+def test_a_state_that_func_overwrites_is_refused(method):
+    with pytest.raises(RuntimeError, match=r"overwrote the tensor .* or the state"):
+        odeint(lambda t, y: y.neg_(), torch.ones(3), UNIT, method=method)
+
+
+@pytest.mark.parametrize(
+    ("y0", "slope"), [(1.0, math.nan), (1.0, math.inf), (math.inf, 0.0), (math.nan, 0.0)]
+)
+def test_dopri5_names_the_initial_time_if_either_is_not_finite(y0, slope):
+    with pytest.raises(RuntimeError, match=r"not finite at the initial time t = 0\.5"):
+        odeint(lambda t, y: torch.full_like(y, slope), torch.tensor([y0]), torch.tensor([0.5, 1.0]))
+
+
+def test_a_sum_beyond_half_precision_is_no_infinity():
+    t = UNIT.half()
+    found = odeint(lambda t, y: torch.zeros_like(y), torch.full((1000,), 100.0).half(), t, **EULER)
+    assert (found == 100).all()

@@ -326,6 +326,27 @@ def test_the_units_of_the_loss_do_not_change_the_adjoints_steps(seminorm):
     assert torch.equal(found[2][1], found[1][1])
 
 
+def test_rows_of_weights_are_no_samples():
+    """Of one sample alone its norm is the usual one, in the adjoint's solve too."""
+    counts = []
+    for per_sample in (False, True):
+        counted, y0 = Counted(Field()), torch.ones(1, 3, dtype=torch.float64)
+        options = {"rtol": 1e-6, "atol": 1e-6, "gradient": "adjoint", "per_sample": per_sample}
+        odeint(counted, y0, times(0.0, 3.0), **options)[-1].square().sum().backward()
+        counts.append(counted.nfe)
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("scale", [2.0**-75, 1.0, 2.0**75])
+def test_the_adjoint_is_controlled_where_squares_leave_single_precision(scale):
+    """The state rests at zero, so that nothing but the adjoint asks for short steps."""
+    y0 = torch.zeros(3, requires_grad=True)
+    options = {"rtol": 1e-4, "atol": 1e-4, "gradient": "adjoint", "params": ()}
+    end = odeint(lambda t, y: 9 * torch.cos(9 * t) * y, y0, torch.tensor([0.0, 1.0]), **options)
+    (scale * end[-1].sum()).backward()
+    assert (y0.grad / scale).tolist() == pytest.approx([math.exp(math.sin(9))] * 3, rel=1e-2)
+
+
 def test_summed_loss_of_many_entries_is_no_more_work_than_the_mean():
     counts = []
     for reduce in (torch.mean, torch.sum):

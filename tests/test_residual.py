@@ -52,6 +52,11 @@ def test_widths_of_the_general_and_the_inverted_block():
     assert [m.kernel_size for m in inverted] == [(1, 1), (3, 3), (1, 1)]
 
 
+@pytest.mark.parametrize("build", [Bottleneck, LinearBottleneck])
+def test_convolutions_leave_the_bias_to_the_norm(build):
+    assert all(m.bias is None for m in convolutions(build(8, 16)))
+
+
 @pytest.mark.parametrize("name", BRANCHES)
 def test_last_layer_is_linear(name):
     """Nothing follows the projection but the norm, so that outputs take both signs freely."""
@@ -125,6 +130,51 @@ def test_smooth_blocks_converge_to_a_flow_at_the_solvers_order():
         for block.steps in (16, 32):
             errors.append((block(h) - exact).norm())
     assert 12 < errors[0] / errors[1] < 20
+
+
+@pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "adjoint"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda branch: ODEBlock(VectorField(branch, 8)),
+        lambda branch: ODEStage([branch], "rk4", 2),
+        Residual,
+    ],
+    ids=["block", "stage", "residual"],
+)
+def test_a_branch_stays_frozen_and_evaluating(wrap, gradient):
+    torch.manual_seed(0)
+    branch = two_convolutions(8).requires_grad_(False).eval()
+    net = wrap(branch)
+    for block in (m for m in net.modules() if isinstance(m, ODEBlock)):
+        block.gradient = gradient
+    h = torch.randn(2, 8, 4, 4, requires_grad=True)
+    before = copy.deepcopy(branch.state_dict())
+    net(h).square().sum().backward()
+    assert h.grad.isfinite().all()
+    assert h.grad.norm() > 0
+    assert not any(m.training for m in branch.modules())
+    assert all(p.grad is None and not p.requires_grad for p in branch.parameters())
+    for name, value in branch.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "adjoint"])
+def test_under_autocast_tuples_keep_their_precision(gradient):
+    layer = nn.Linear(4, 4)
+    y0 = torch.ones(2, 4, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        both = odeint(
+            lambda t, y: (layer(y[1]), (layer(y[0]))),
+            (y0, y0 * 2),
+            torch.tensor([0.0, 1.0]),
+            method="rk4",
+            gradient=gradient,
+            params=tuple(layer.parameters()),
+        )
+    assert {x.dtype for x in both} == {torch.float32}
+    both[0][-1].sum().backward()
+    assert layer.weight.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "adjoint"])

@@ -7,6 +7,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,26 +27,33 @@ GRADIENTS = ("backprop", "checkpoint", "adjoint")
 
 # A tensor or nested tuples of tensors.
 Tree = Tensor | tuple["Tree", ...]
+T = TypeVar("T", bound="Tensor | tuple")
 
 
 class Counted:
-    """Wrap ``func`` and count its evaluations, in the backward pass too, as ``nfe``."""
+    """Wrap ``func`` and count its evaluations, in the backward pass too, as ``nfe``.
 
-    def __init__(self, func: Callable[[Tensor, Tree], Tree]):
+    >>> decay = Counted(lambda t, y: -y)
+    >>> t = torch.tensor([0.0, 1.0])
+    >>> odeint(decay, torch.ones(1), t, method="euler", step_size=0.5)[-1], decay.nfe
+    (tensor([0.2500]), 2)
+    """
+
+    def __init__(self, func: Callable[[Tensor, Any], Any]):
         self.func = func
         self.nfe = 0
         if isinstance(func, nn.Module):
             self.parameters, self.buffers = func.parameters, func.buffers
 
-    def __call__(self, t: Tensor, y: Tree) -> Tree:
+    def __call__(self, t: Tensor, y: Any) -> Any:
         """Evaluate ``func``."""
         self.nfe += 1
         return self.func(t, y)
 
 
 def odeint(
-    func: Callable[[Tensor, Tree], Tree],
-    y0: Tree,
+    func: Callable[[Tensor, T], T],
+    y0: T,
     t: Tensor,
     *,
     method: str = "dopri5",
@@ -57,7 +65,7 @@ def odeint(
     seminorm: bool = False,
     per_sample: bool = False,
     max_steps: int = 10_000,
-) -> Tree:
+) -> T:
     """Solve ``dy/dt = func(t, y)``, ``y(t[0]) = y0`` and return ``y`` at all times ``t``.
 
     Args:
@@ -82,16 +90,13 @@ def odeint(
             ``"backprop"`` keeps the graph of every step: exact, O(steps) memory. It is the only
             one that can be differentiated twice and that finds the parameters by itself.
 
-            ``"checkpoint"`` is exact too: it keeps states, not graphs, and retakes the steps
-            backwards, holding the graph of one step at a time; of eight or more fixed steps it
-            holds the last one's since the forward pass. It keeps at most 8√steps states: up to 64
+            ``"checkpoint"`` is exact too: it keeps at most 8√steps states, not graphs, which are
+            worth dozens of states each, and retakes the steps backwards with one graph at a time;
+            of eight or more fixed steps it holds the last one's since the forward pass. Up to 64
             steps nothing is computed twice but the forward pass, beyond that up to one forward
-            pass more. A graph of one step is worth dozens of states for a convolutional ``func``,
-            so segments of √steps *graphs*, the usual checkpointing, would cost more memory up to
-            thousands of steps; a reversible method would need O(1), but it is another method with
-            poorer stability. ``func`` must give the same value when called again: no dropout, no
-            batch statistics; other values are noticed where a state was kept. It is called in the
-            backward pass, step by step; that holds for ``"adjoint"``, too.
+            pass more. The backward pass calls ``func`` again, as ``"adjoint"`` does, which must
+            give the same value: no dropout, no batch statistics; others are noticed where a state
+            was kept.
 
             ``"adjoint"``, the continuous adjoint (Chen et al., 2018), O(1) memory in the steps, is
             **approximate**: it solves another equation backwards, with an error of its own. That
@@ -103,11 +108,11 @@ def odeint(
         seminorm: leave the parameters' gradient out of the adjoint's error control. It is a mere
             integral that does not act back on the dynamics, so that its error does not grow, and
             controlling it can cost several times the evaluations (Kidger et al., 2021).
-        per_sample: hold dopri5's tolerance for each sample of a batch, that is for each index of
-            the first dimension of the state's tensors. By default, as in torchdiffeq, it holds for
-            the root mean square over all of them: that is cheaper where samples are alike, but one
-            that is fast among many that are slow may be wrong by a hundred tolerances, and the
-            steps, and with them a sample's values, depend on the rest of the batch in either case.
+        per_sample: hold dopri5's tolerance for each sample, each index of the first dimension of
+            the state's tensors. By default, as in torchdiffeq, it holds for the root mean square
+            over all: that is cheaper where they are alike, but one that is fast among many that
+            are slow may be wrong by a hundred tolerances. The steps, and with them a sample's last
+            digits, depend on the whole batch in either case.
         max_steps: most steps, for dopri5 with the rejected ones, of one solve.
 
     Returns:
@@ -123,6 +128,8 @@ def odeint(
             not in ``params``, has other parameters or buffers, or gives other values than in the
             forward pass, or a second derivative is asked for.
 
+    >>> odeint(lambda t, y: 2 * t, torch.tensor(0.0), torch.tensor([0.0, 1.0, 2.0]), method="rk4")
+    tensor([0., 1., 4.])
     """
     leaves = list(_flatten(y0))
     _check_state(leaves, t)
@@ -134,8 +141,8 @@ def odeint(
         ts = list(t.unbind()) if wanted else t.tolist()
         solution = [stack(x) for x in zip(*solve(solver, field, leaves, ts), strict=True)]
     elif gradient in GRADIENTS:
-        own = params is None
-        if own:
+        given = params
+        if params is None:
             if not hasattr(func, "parameters"):
                 raise ValueError(
                     f"gradient={gradient!r} needs to know the parameters of func, which is no "
@@ -147,7 +154,7 @@ def odeint(
             solution = Checkpointed.apply(solver, field, len(leaves), *rest)
         else:
             solution = Adjoint.apply(solver, field, len(leaves), seminorm, *rest)
-        if own:  # to look once, as the backward pass begins
+        if given is None:  # to look once, as the backward pass begins
             # weakly: the solution keeps func, and func may keep the solution
             look = partial(_check_parameters, weakref.ref(func), _marks(func))
             for x in (x for x in solution if x.requires_grad):
@@ -167,7 +174,7 @@ def _flatten(tree: Tree) -> Iterator[Tensor]:
         raise TypeError(f"the state holds a {type(tree).__name__}; give tensors and tuples of them")
 
 
-def _unflatten(like: Tree, leaves: Iterator[Tensor]) -> Tree:
+def _unflatten(like: Tree, leaves: Iterator[Tensor]) -> Any:
     if isinstance(like, Tensor):
         return next(leaves)
     return tuple(_unflatten(part, leaves) for part in like)
@@ -183,16 +190,24 @@ def _field(func, y0: Tree, leaves: State, t: Tensor) -> Field:
         else:  # made on the device, which then need not wait for the host
             now = torch.full((), time, dtype=t.dtype, device=device)
         slope = func(now, _unflatten(y0, iter(y)))
-        if torch.is_autocast_enabled(device.type):
-            slope = _cast(slope, dtype)
-        if _describe(slope) != expected:
+        found = _describe(slope, dtype if torch.is_autocast_enabled(device.type) else None)
+        if found != expected:
             raise TypeError(
-                f"func returned {_describe(slope)} at t = {float(time):.6g}, but the state is "
-                f"{expected}; they must agree"
+                f"func returned {found} at t = {float(time):.6g}, but the state is {expected}; "
+                "they must agree"
             )
-        return list(_flatten(slope))
+        return [_own(x.to(dtype)) for x in _flatten(slope)]
 
     return field
+
+
+def _own(x: Tensor) -> Tensor:
+    """Return a slope, copied if it could be overwritten without a trace in its version."""
+    try:  # memory shared with NumPy cannot be resized
+        shared = x.is_inference() or not x.untyped_storage().resizable()
+    except NotImplementedError:  # a transform of torch.func
+        return x
+    return x.clone() if shared else x
 
 
 def _marks(func) -> tuple[list[int], list[tuple[int, int]]]:
@@ -215,17 +230,12 @@ def _check_parameters(func: weakref.ref, before: tuple[list, list], _gradient: T
         )
 
 
-def _cast(tree: object, dtype: torch.dtype) -> object:
+def _describe(tree: object, dtype: torch.dtype | None = None) -> str:
+    """Tell structure, shapes and devices of a tree, and its dtypes or the one it is cast to."""
     if isinstance(tree, tuple):
-        return tuple(_cast(part, dtype) for part in tree)
-    return tree.to(dtype) if isinstance(tree, Tensor) else tree
-
-
-def _describe(tree: object) -> str:
-    if isinstance(tree, tuple):
-        return f"({', '.join(map(_describe, tree))})"
+        return f"({', '.join(_describe(part, dtype) for part in tree)})"
     if isinstance(tree, Tensor):
-        return f"{tuple(tree.shape)} {tree.dtype} on {tree.device}"
+        return f"{tuple(tree.shape)} {dtype or tree.dtype} on {tree.device}"
     return type(tree).__name__
 
 
@@ -255,12 +265,7 @@ def _check_times(t: Tensor) -> None:
 
 
 def _solver(
-    method: str,
-    rtol: float,
-    atol: float,
-    step_size: float | None,
-    max_steps: int,
-    per_sample: bool,
+    method: str, rtol: float, atol: float, step_size: float | None, max_steps: int, per_sample: bool
 ) -> Dopri5 | FixedSteps:
     if method == "dopri5":
         if step_size is not None:

@@ -13,6 +13,7 @@ from mnlib.ode.runge_kutta import (
     Time,
     advance,
     combine,
+    evaluate,
     interpolate,
     moment,
     plain,
@@ -46,19 +47,15 @@ class Dopri5:
 
         ``scales`` multiplies ``atol`` for each tensor of the state; infinity leaves a tensor out
         of the error norm.
-
-        Raises:
-            RuntimeError: more than ``max_steps`` attempts, or a step too small for the precision.
-
         """
         atol = [self.atol * scale for scale in scales or [1.0] * len(y)]
         times = plain(ts)
         span = times[-1] - times[0]
-        slope = field(ts[0], y)
+        slope = evaluate(field, ts[0], y, [])
         length = self._first_step(field, times, y, slope, atol)
         start, wanted, ratio = (0, -1, 0.0), 1, 0.0
         for _ in range(self.max_steps):
-            t0 = moment(times, start)
+            t0 = float(moment(times, start))
             if abs(length * span) <= torch.finfo(y[0].dtype).eps * abs(t0):
                 why = "" if math.isfinite(ratio) else "func returned a value that is not finite; "
                 raise RuntimeError(
@@ -73,11 +70,11 @@ class Dopri5:
             end = (0, -1, stop)
             ends = moment(ts, start), moment(ts, end)
             new, slopes = advance(field, self.tableau, *ends, y, slope)
-            slopes.append(field(ends[1], new))
-            ratio = self._error(moment(times, end) - t0, y, new, slopes, atol)
+            slopes.append(evaluate(field, ends[1], new, slopes))
+            t1 = float(moment(times, end))
+            ratio = self._error(t1 - t0, y, new, slopes, atol)
             if ratio <= 1:  # false for NaN
-                forward = math.copysign(1.0, span)
-                t1, inside = moment(times, end), []
+                forward, inside = math.copysign(1.0, span), []
                 while wanted < len(ts) and forward * times[wanted] < forward * t1:
                     inside.append(wanted)
                     wanted += 1
@@ -129,7 +126,7 @@ class Dopri5:
             )
         guess = min(abs(span), 1e-6 if min(d0, d1) < 1e-5 else 0.01 * d0 / d1)
         dt = math.copysign(guess, span)
-        ahead = field(times[0] + dt, combine(y, dt, (1.0,), [slope]))
+        ahead = evaluate(field, times[0] + dt, combine(y, dt, (1.0,), [slope]), [slope])
         d2 = size([a - b for a, b in zip(ahead, slope, strict=True)]) / guess
         steepest = max(d1, d2)
         if not 1e-15 < steepest < math.inf:
@@ -144,8 +141,8 @@ class Dopri5:
         if not x.numel():
             return torch.zeros((), dtype=torch.float64, device=x.device)
         squares = (x / scale).square()
-        if self.per_sample and x.ndim > 1:
-            squares = squares.flatten(1).mean(1).max()
+        if self.per_sample and x.ndim:
+            squares = squares.reshape(len(x), -1).mean(1).max()
         size = squares.mean().sqrt()
         if x.dtype != torch.float64 and not bool(size.isfinite()):  # the square may overflow
             return self._rms(x.double(), scale)

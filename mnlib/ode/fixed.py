@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 
 import torch
@@ -25,23 +26,17 @@ class FixedSteps:
     def steps(
         self, field: Field, y: State, ts: Sequence[Time], scales: Sequence[float] = ()
     ) -> Iterator[tuple[Step, State, dict[int, State]]]:
-        """Yield each step, the state after it and those at the requested times in it.
-
-        Raises:
-            RuntimeError: more than ``max_steps`` steps, or a state that is not finite (unless a
-                CUDA graph is being recorded: there are no values yet).
-
-        """
+        """Yield each step, the state after it and those at the requested times in it."""
         times = plain(ts)
         # A sum is not finite as soon as one entry is not; it is looked at only once, at the end,
-        # for a look makes the host wait for the device.
+        # for a look makes the host wait for the device; a CUDA graph being recorded has no values.
         looking = not (y[0].is_cuda and torch.cuda.is_current_stream_capturing())
         sums, ends = [_total(y)] if looking else [], [times[0]]
         for step in self.plan(times):
             y, outputs = retake(field, self.tableau, ts, step, y)
             if looking:
                 sums.append(_total(y))
-            ends.append(moment(times, step.end))
+            ends.append(float(moment(times, step.end)))
             yield step, y, outputs
         finite = torch.stack(sums).isfinite().tolist() if looking else []
         if not all(finite):
@@ -51,12 +46,7 @@ class FixedSteps:
             )
 
     def plan(self, times: Sequence[float]) -> list[Step]:
-        """Return the steps that :meth:`steps` takes.
-
-        Raises:
-            RuntimeError: they are more than ``max_steps``.
-
-        """
+        """Return the steps that :meth:`steps` takes."""
         counts = [self._count(*ends) for ends in pairwise(times)]
         if sum(counts) > self.max_steps:
             reached = next(i for i in range(len(counts)) if sum(counts[: i + 1]) > self.max_steps)
@@ -80,4 +70,5 @@ class FixedSteps:
 
 def _total(y: State) -> torch.Tensor:
     # in half precision the sum itself would overflow
-    return sum(x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in y)
+    totals = (x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in y)
+    return reduce(torch.add, totals)

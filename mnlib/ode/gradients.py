@@ -2,9 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
 
 import torch
 from torch import Tensor
@@ -22,19 +21,13 @@ def solve(solver, field: Field, y: State, ts: Sequence[Time]) -> list[State]:
     return [found[i] for i in range(len(ts))]
 
 
-def once_only(backward: Callable) -> Callable:
-    """Let a backward pass refuse to be differentiated: what it returns would have no graph."""
-
-    @wraps(backward)
-    def checked(ctx, *grads):
-        if torch.is_grad_enabled():  # which create_graph=True asks for
-            raise RuntimeError(
-                "gradient='checkpoint' and 'adjoint' have no second derivatives, which "
-                "create_graph=True asks for; choose gradient='backprop'"
-            )
-        return backward(ctx, *grads)
-
-    return checked
+def _refuse_second_derivatives() -> None:
+    """Raise if a backward pass is to be differentiated: what it returns would have no graph."""
+    if torch.is_grad_enabled():  # which create_graph=True asks for
+        raise RuntimeError(
+            "gradient='checkpoint' and 'adjoint' have no second derivatives, which "
+            "create_graph=True asks for; choose gradient='backprop'"
+        )
 
 
 class Checkpointed(torch.autograd.Function):
@@ -82,9 +75,9 @@ class Checkpointed(torch.autograd.Function):
         return tuple(stack([found[i][n] for i in range(len(t))]) for n in range(size))
 
     @staticmethod
-    @once_only
     def backward(ctx, *grads):
         """Retake the steps from the last to the first, each with its graph."""
+        _refuse_second_derivatives()
         t, *tensors = ctx.saved_tensors
         field, tableau, size = ctx.field, ctx.solver.tableau, ctx.size
         wanted = [x for x in tensors[size:] if x.requires_grad]
@@ -156,18 +149,18 @@ class Adjoint(torch.autograd.Function):
         return solution
 
     @staticmethod
-    @once_only
     def backward(ctx, *grads):
         """Solve state, adjoint and parameter gradient from each requested time to the one before.
 
         The gradient with respect to a time is the work done there: ``dL/dt_j = g_j f(t_j, y_j)``
         for a requested time and ``-a(t_0) f(t_0, y_0)`` for the initial one.
         """
+        _refuse_second_derivatives()
         t, *tensors = ctx.saved_tensors
         solution, params = tensors[: ctx.size], tensors[ctx.size :]
         size, field, times = ctx.size, ctx.field, t.tolist()
         wanted = [x for x in params if x.requires_grad]
-        totals = [torch.zeros_like(x) for x in wanted]
+        totals = [torch.zeros_like(x)[None] for x in wanted]  # no samples, to the error control
         grad_t, looked = torch.zeros_like(t), False
         if not all(bool(g.isfinite().all()) for g in grads):
             raise RuntimeError("the gradient that comes in is not finite; check the loss")
@@ -185,7 +178,7 @@ class Adjoint(torch.autograd.Function):
                 _refuse_other_leaves(slope, [*y, *wanted])
                 looked = True
             pulled = _pull_back(slope, [*y, *wanted], [-a for a in state[size : 2 * size]])
-            return [*(k.detach() for k in slope), *pulled]
+            return [*(k.detach() for k in slope), *pulled[:size], *(g[None] for g in pulled[size:])]
 
         a = [torch.zeros_like(x[0]) for x in solution]
         with ctx.autocast, _without_hooks(wanted):
@@ -204,7 +197,7 @@ class Adjoint(torch.autograd.Function):
             if ctx.needs_input_grad[4]:
                 grad_t[0] = -work(0, a)
         a = [x + g[0] for x, g in zip(a, grads, strict=True)]
-        return None, None, None, None, grad_t, *a, *_place(totals, params)
+        return None, None, None, None, grad_t, *a, *_place([x[0] for x in totals], params)
 
 
 def _pull_back(outputs: State, inputs: State, cotangents: State) -> State:
@@ -212,10 +205,8 @@ def _pull_back(outputs: State, inputs: State, cotangents: State) -> State:
     pairs = [(x, g) for x, g in zip(outputs, cotangents, strict=True) if x.requires_grad]
     if not pairs:
         return [torch.zeros_like(x) for x in inputs]
-    outputs, cotangents = zip(*pairs, strict=True)
-    return list(
-        torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True, materialize_grads=True)
-    )
+    ends, given = zip(*pairs, strict=True)
+    return list(torch.autograd.grad(ends, inputs, given, allow_unused=True, materialize_grads=True))
 
 
 def _refuse_other_leaves(outputs: State, inputs: State) -> None:
@@ -225,12 +216,12 @@ def _refuse_other_leaves(outputs: State, inputs: State) -> None:
     seen, others = set(), []
     while waiting:
         node = waiting.pop()
-        if node is None or node in seen or node in known:
+        if node in seen or node in known:
             continue
         seen.add(node)
         if hasattr(node, "variable"):
             others.append(f"{tuple(node.variable.shape)} {node.variable.dtype}")
-        waiting += [before for before, _ in node.next_functions]
+        waiting += [before for before, _ in node.next_functions if before is not None]
     if others:
         raise RuntimeError(
             f"func uses {len(others)} tensor(s) that want a gradient and are neither in y0 nor in "
@@ -256,7 +247,7 @@ def _miss(found: State, known: State) -> Tensor:
     """Return the largest distance of a state from the known one, relative to the latter's size."""
     tiny = torch.finfo(torch.float32).tiny
     ratios = [
-        (x.detach() - y).abs().amax().double() / (y.abs().amax().double() + tiny)
+        (x - y).abs().amax().double() / (y.abs().amax().double() + tiny)
         for x, y in zip(found, known, strict=True)
         if y.numel()
     ]
@@ -275,16 +266,16 @@ def _tolerance_scales(a: State, params: int, seminorm: bool) -> list[float]:
     The scale of the adjoint's entries is their Euclidean norm; that of the parameters' gradient,
     which is a sum over all these entries, is the sum of their absolute values.
     """
-    norm = float(sum(x.square().sum() for x in a).sqrt()) or 1.0
-    total = math.inf if seminorm else float(sum(x.abs().sum() for x in a)) or 1.0
-    return [1.0] * len(a) + [norm] * len(a) + [total] * params
+    # in double precision, since the squares of single ones may be infinite or zero
+    norm = math.hypot(*(float(torch.linalg.vector_norm(x, dtype=torch.float64)) for x in a))
+    total = math.inf if seminorm else float(sum(x.double().abs().sum() for x in a))
+    return [1.0] * len(a) + [max(norm, 1e-25)] * len(a) + [max(total, 1e-25)] * params
 
 
 def _warn_if_astray(found: State, known: State, time: float) -> None:
-    """Compare the state solved backwards with the one the forward solve had at that time.
+    """Compare the state solved backwards with the first of ``known``, the forward solve's there.
 
-    ``known`` holds the forward states there and at the interval's other end; the larger one is the
-    measure, for a state may well be zero at one of the two.
+    The larger of that and the one at the interval's other end is the measure: one may be zero.
     """
     for x, ends in zip(found, known, strict=True):
         size = max(float(y.norm()) for y in ends) or torch.finfo(x.dtype).tiny

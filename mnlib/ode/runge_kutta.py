@@ -48,7 +48,7 @@ def laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
     return x if x.stride() == strides else x.new_empty_strided(x.shape, strides).copy_(x)
 
 
-def stack(states: Sequence[Tensor]) -> Tensor:
+def stack(states: State | tuple[Tensor, ...]) -> Tensor:
     """Return ``torch.stack(states)``, its slices and their gradients laid out like the first state.
 
     Else states channels last would meet gradients that are not, which makes convolutions slow.
@@ -77,7 +77,7 @@ def combine(y: State, dt: Time, weights: Sequence[Time], slopes: Sequence[State]
         else:  # one pass over memory a term
             for m, (w, k) in enumerate(terms):
                 add = torch.Tensor.add_ if m else torch.add
-                value = add(value, k[n], alpha=dt * w)
+                value = add(value, k[n], alpha=dt * float(w))
         result.append(value)
     return result
 
@@ -90,20 +90,23 @@ def advance(
     ``slope`` is the derivative at ``t0`` if it is known already.
     """
     dt = t1 - t0
-    slopes = [field(t0, y) if slope is None else slope]
+    slopes = [evaluate(field, t0, y, []) if slope is None else slope]
     for c, row in zip(tableau.c[1:], tableau.a[1:], strict=True):
-        marks = _versions(slopes)
-        slopes.append(field(t0 + c * dt, combine(y, dt, row, slopes)))
-        if marks != _versions(slopes[:-1]):
-            raise RuntimeError(
-                "func overwrote the tensor that it had returned at a stage before; "
-                "return a new one each time"
-            )
+        slopes.append(evaluate(field, t0 + c * dt, combine(y, dt, row, slopes), slopes))
     return combine(y, dt, tableau.b, slopes), slopes
 
 
-def _versions(slopes: Sequence[State]) -> list[int]:
-    return [0 if x.is_inference() else x._version for slope in slopes for x in slope]
+def evaluate(field: Field, t: Time, y: State, slopes: Sequence[State]) -> State:
+    """Return ``field(t, y)``, which must leave ``y`` and the ``slopes`` before as they were."""
+    kept = [x for state in (y, *slopes) for x in state if not x.is_inference()]
+    marks = [x._version for x in kept]
+    slope = field(t, y)
+    if marks != [x._version for x in kept]:
+        raise RuntimeError(
+            "func overwrote the tensor that it had returned at a stage before, or the state; "
+            "return a new one each time"
+        )
+    return slope
 
 
 def interpolate(
@@ -131,6 +134,6 @@ def retake(
     t0, t1 = moment(ts, step.start), moment(ts, step.end)
     new, slopes = advance(field, tableau, t0, t1, y)
     if step.inside:
-        slopes.append(field(t1, new))
+        slopes.append(evaluate(field, t1, new, slopes))
     outputs = {j: interpolate(tableau, t0, t1, ts[j], y, slopes) for j in step.inside}
     return new, outputs if step.last is None else {**outputs, step.last: new}
