@@ -36,6 +36,8 @@ __all__ = [
     "flowers_folder",
     "members",
     "mnist_idx",
+    "printable",
+    "reason",
     "state_dict",
     "tfds_store",
     "vgg19_keras",
@@ -104,8 +106,9 @@ class Photographs(Sequence):
             raise
         except Exception as error:  # the file system's, tensorflow-datasets', Pillow's
             raise ValueError(
-                f"the photograph {self.files[i]} cannot be decoded ({reason(error)}): replace it, "
-                "or move the photographs out of the data folder and run: mnlib fetch tf_flowers"
+                f"the photograph {printable(self.files[i])} cannot be decoded ({reason(error)}): "
+                "replace it, or move the photographs out of the data folder and run: "
+                "mnlib fetch tf_flowers"
             ) from error
 
     def __getitem__(self, i: int) -> np.ndarray:
@@ -122,11 +125,15 @@ def _picture(content: bytes) -> Image.Image:
 
 
 def reason(error: Exception) -> str:
-    """Return an exception's message as printable text of one line and at most 200 characters."""
-    if isinstance(error, KeyError) and error.args:
-        error = error.args[0]
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return "".join(c if c.isprintable() else "?" for c in lines[0]).rstrip(":. ")[:200]
+    """Return an exception's message, or its kind where it has none, as :func:`printable`."""
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return printable(said).rstrip(":. ") or type(error).__name__
+
+
+def printable(text: object) -> str:
+    """Return at most 200 characters of the first line, what no terminal shows replaced by ?."""
+    line = next(iter(str(text).strip().splitlines()), "")
+    return "".join(c if c.isprintable() else "?" for c in line[:200])
 
 
 def members(path: Path, names: Sequence[str], largest: int = _FILE) -> list[bytes]:
