@@ -54,8 +54,9 @@ class Unreachable(Exception):
 def fetch(names: Iterable[str] | None = None) -> list[dict[str, str]]:
     """Bring inputs into the first data folder, each from the first source that gives it.
 
-    The folder is made where it is not there yet, and said so on standard error. What is there already stays. A download is verified by checksum and appears whole or not at
-    all; a second fetch at the same time waits for the first.
+    The folder is made where it is not there yet, and said so on standard error. What is there
+    already stays. A download is verified by checksum and appears whole or not at all; a second
+    fetch at the same time waits for the first.
 
     Args:
         names: the inputs; None or nothing for all.

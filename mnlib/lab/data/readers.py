@@ -171,10 +171,13 @@ def members(path: Path, names: Sequence[str], largest: int = _FILE) -> list[byte
 
 def _bounded(file: IO[bytes], name: str, largest: int) -> bytes:
     """Return the rest of ``file``, which may have no more than ``largest`` bytes."""
-    content = file.read(largest + 1)
-    if len(content) > largest:
-        raise ValueError(f"{name} has more than the {largest:,} bytes that it may have")
-    return content
+    pieces, size = [], 0
+    while piece := file.read(2**20):
+        pieces.append(piece)
+        size += len(piece)
+        if size > largest:
+            raise ValueError(f"{name} has more than the {largest:,} bytes that it may have")
+    return b"".join(pieces)
 
 
 class _Unpacked(gzip.GzipFile):
