@@ -86,7 +86,7 @@ def write_folder(folder, files):
 
 def write_tar(path, files, prefix):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w:gz") as archive:
+    with tarfile.open(path, "w:gz", compresslevel=1) as archive:
         for name, content in files.items():
             member = tarfile.TarInfo(f"{prefix}/{name}")
             member.size = len(content)
