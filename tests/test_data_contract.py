@@ -139,6 +139,23 @@ def test_every_protocol_and_order_of_bytes_is_read(folder, protocol):
     np.testing.assert_array_equal(labels, CIFAR["train"].labels)
 
 
+def test_batches_as_python_2_wrote_the_official_ones_are_read(folder):
+    """Protocol 2 with byte strings and a memo, which Python 3 writes no longer."""
+    pixels = PLANES.tobytes()
+    batch = (
+        b"\x80\x02}q\x01(U\x0bbatch_labelq\x02U\x15training batch 1 of 5q\x03"
+        b"U\x06labelsq\x04]q\x05("
+        + b"".join(b"K" + bytes([label]) for label in GOOD)
+        + b"eU\x04dataq\x06cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00"
+        b"\x85q\tU\x01bq\n\x87q\x0bRq\x0c(K\x01K\x04M\x00\x0c\x86q\rcnumpy\ndtype\nq\x0eU\x02u1q\x0f"
+        b"K\x00K\x01\x87q\x10Rq\x11(K\x03U\x01|q\x12NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tq\x13b"
+        b"\x89T" + len(pixels).to_bytes(4, "little") + pixels + b"q\x14tq\x15b"
+        b"U\tfilenamesq\x16]q\x17(U\x05a.pngq\x18U\x05b.pngq\x19U\x05c.pngq\x1aU\x05d.pngq\x1beu."
+    )
+    write_folder(folder / "cifar-10-batches-py", cifar_files("pickles") | {"data_batch_1": batch})
+    np.testing.assert_array_equal(data.load("cifar10").images, CIFAR["train"].images)
+
+
 def test_records_of_another_length_are_refused(folder):
     files = cifar_files("binary")
     files["data_batch_1.bin"] += b"\0"

