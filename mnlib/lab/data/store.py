@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +20,12 @@ from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
-from mnlib.lab.data.readers import CLASSES, UNREADABLE, Photographs, tfds_store
+from mnlib.lab.data.contract import check_dataset, check_weights
+from mnlib.lab.data.readers import CLASSES, Photographs, reason, tfds_store
 from mnlib.lab.data.sources import INPUTS, Layout
 
 __all__ = [
+    "STORE_VERSION",
     "Dataset",
     "check_name",
     "find",
@@ -54,8 +57,16 @@ def folders() -> list[Path]:
     They are those of the environment variable ``MNLIB_DATA`` (separated as in ``PATH``), else the
     platform's cache folder for mnlib.
     """
-    named = [Path(part).expanduser() for part in os.environ.get("MNLIB_DATA", "").split(os.pathsep)]
-    return [path for path in named if path != Path()] or [platformdirs.user_cache_path("mnlib")]
+    named = [part for part in os.environ.get("MNLIB_DATA", "").split(os.pathsep) if part]
+    try:
+        return [Path(part).expanduser() for part in named] or [
+            platformdirs.user_cache_path("mnlib")
+        ]
+    except RuntimeError as error:  # pathlib's for ~ of nobody
+        raise ValueError(
+            f"MNLIB_DATA={os.environ['MNLIB_DATA']} names the home of a user who is not known "
+            "here: write the folder out"
+        ) from error
 
 
 def check_name(name: str) -> None:
@@ -67,13 +78,15 @@ def check_name(name: str) -> None:
 def find(name: str, within: list[Path] | None = None) -> tuple[Path, Layout] | None:
     """Return where input ``name`` lies and in which layout, None where it is not there.
 
-    Looks at file names only, so that a tier costs nothing to tell.
+    Looks at file names only, so that a tier costs nothing to tell. Links that lead nowhere and
+    what other programs have not finished downloading are passed over.
     """
     check_name(name)
     for folder in folders() if within is None else within:
         for layout in INPUTS[name].layouts:
             for path in sorted(folder.glob(layout.pattern)):
-                return path, layout
+                if path.exists() and path.suffix not in (".part", ".crdownload", ".tmp"):
+                    return path, layout
     return None
 
 
@@ -95,13 +108,16 @@ def tier(name: str) -> str:
 
 
 def status() -> list[dict[str, str]]:
-    """Return a row an input: name, tier, folder or file (where), source and licence."""
+    """Return a row an input: name, tier, folder or file (where), source and licence.
+
+    Where a store does not say where it comes from, ``source`` is why, and what to do.
+    """
     rows = []
     for name, item in INPUTS.items():
         path, layout = find(name) or ("", None)
         source = f"mnlib fetch {name}"
         if layout is not None:
-            source = layout.source or _stored_source(path)
+            source = layout.source or _stored_source(name, path)
         rows.append(
             {
                 "name": name,
@@ -118,19 +134,25 @@ def read(name: str, path: Path, layout: Layout, split: str) -> Any:
     """Read input ``name`` from ``path``, with one sentence for whatever makes it unreadable.
 
     Raises:
-        ValueError: truncated, damaged or incomplete.
+        ValueError: truncated, damaged, incomplete, or not what :func:`load` promises.
 
     """
     try:
-        if not INPUTS[name].splits:
-            return layout.read(path)
-        return Dataset(*layout.read(path, split))
-    except UNREADABLE as error:
-        why = error.args[0] if isinstance(error, KeyError) else error
-        why = str(why).partition("\n")[0].rstrip(":.")
+        if not (path.is_file() or path.is_dir()):
+            raise ValueError("it is neither file nor folder")
+        if INPUTS[name].splits:
+            images, labels = layout.read(path, split)
+            check_dataset(name, split, images, labels)
+            return Dataset(images, labels)
+        weights = layout.read(path)
+        check_weights(name, weights)
+        return weights
+    except MemoryError:
+        raise
+    except Exception as error:  # other people's parsers raise exceptions of every kind
         raise ValueError(
-            f"{path} cannot be read as {name} ({why}): replace it, or delete it and run: "
-            f"mnlib fetch {name}"
+            f"{path} cannot be read as {name} ({reason(error)}): replace it, or move it out of "
+            f"the data folder and run: mnlib fetch {name}"
         ) from error
 
 
@@ -163,9 +185,9 @@ def load(name: str, split: str = "train") -> Any:
         )
     found = find(name)
     if found is None:
+        looked = ", ".join(f"{f}{'' if f.is_dir() else ' (no folder)'}" for f in folders())
         raise FileNotFoundError(
-            f"{name} is in none of the data folders {os.pathsep.join(map(str, folders()))}: "
-            f"run: mnlib fetch {name}"
+            f"{name} is in none of the data folders {looked}: run: mnlib fetch {name}"
         )
     return read(name, *found, split)
 
@@ -175,14 +197,17 @@ def workspace(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder in the data folder ``folder``, for one writer at a time.
 
     What is finished is moved from there to its place at once, so that nothing half-written is
-    ever seen; what a killed writer left is removed by the next.
+    ever seen; what a killed writer left is removed by the next. A data folder that is not there is
+    made and said so: it may be a slip of the pen. What only reads makes none.
 
     Raises:
         OSError: the data folder cannot be written to or is full.
 
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.exists():
+            print(f"making the data folder {folder.absolute()}", file=sys.stderr)
+            folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".mnlib.lock"):
             for left_by_a_killed_writer in folder.glob(".mnlib-tmp-*"):
                 shutil.rmtree(left_by_a_killed_writer, ignore_errors=True)
@@ -196,14 +221,36 @@ def workspace(folder: Path) -> Iterator[Path]:
 
 
 def install(made: Path, target: Path) -> None:
-    """Move a finished file or folder to its place at once."""
+    """Move a finished file or folder to its place at once, when it has reached the disk.
+
+    Raises:
+        FileExistsError: a folder is in its place, perhaps somebody's own.
+
+    """
+    if target.is_dir():
+        raise FileExistsError(f"{target} is in the way: move it out of the data folder")
+    for path in [made, *made.rglob("*")]:
+        _sync(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     made.replace(target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or a folder's list of names is on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders
+    # Windows flushes only what was opened for writing
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _unwritable(error: Exception, folder: Path) -> OSError | None:
     """Return the sentence for a data folder that cannot be written to, None for other errors."""
-    if says_full(error) or getattr(error, "errno", None) == errno.ENOSPC:
+    if says_full(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         what = "is full: free some space"
     elif isinstance(error, OSError) and error.errno:
         what = f"cannot be written to ({error.strerror}): make it a writable folder"
@@ -214,10 +261,12 @@ def _unwritable(error: Exception, folder: Path) -> OSError | None:
 
 def says_full(message: object) -> bool:
     """Tell whether a message, such as another program's, is that of a full disk."""
-    return "no space left on device" in str(message).lower()
+    said = str(message).lower()
+    return "no space left on device" in said or "disk quota exceeded" in said
 
 
-_STORE_VERSION = "1.0.0"
+STORE_VERSION = "1.0.0"
+"""The version in the path of the stores that ``mnlib fetch`` writes, ``name/version``."""
 
 
 def write_store(name: str, splits: dict[str, Dataset], folder: Path, source: str) -> Path:
@@ -242,7 +291,7 @@ def write_store(name: str, splits: dict[str, Dataset], folder: Path, source: str
     features["label"] = tfds.features.ClassLabel(names=CLASSES[name])
 
     class Store(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version(_STORE_VERSION)
+        VERSION = tfds.core.Version(STORE_VERSION)
 
         def _info(self):
             return tfds.core.DatasetInfo(
@@ -272,12 +321,23 @@ def write_store(name: str, splits: dict[str, Dataset], folder: Path, source: str
         Store(data_dir=folder, file_format="array_record").download_and_prepare(
             download_config=offline
         )
-    return folder / name / _STORE_VERSION
+    return folder / name / STORE_VERSION
 
 
-def _stored_source(path: Path) -> str:
-    info = json.loads(path.with_name("dataset_info.json").read_text(encoding="utf-8"))
-    return info.get("description", "tensorflow-datasets")
+def _stored_source(name: str, path: Path) -> str:
+    try:
+        info = json.loads(path.with_name("dataset_info.json").read_text(encoding="utf-8"))
+        source = info.get("description", "tensorflow-datasets")
+        if not isinstance(source, str):
+            raise TypeError(f"its description is {json.dumps(source)[:40]}")
+        return source
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever is wrong with it, the other inputs are listed
+        return (
+            f"dataset_info.json cannot be read ({reason(error)}): move the folder out of the data "
+            f"folder and run: mnlib fetch {name}"
+        )
 
 
 def packed_flowers(size: int = 224) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -300,26 +360,38 @@ def packed_flowers(size: int = 224) -> tuple[np.ndarray, np.ndarray, tuple[str, 
     photographs, labels = load("tf_flowers")
     digest = hashlib.sha256()
     for i, file in enumerate(photographs.files):
-        digest.update(file.encode() + hashlib.sha256(photographs.encoded(i)).digest())
+        digest.update(os.fsencode(file) + hashlib.sha256(photographs.encoded(i)).digest())
     target = folders()[0] / "packed" / f"tf_flowers-{size}-{digest.hexdigest()[:16]}.npy"
-    if not target.is_file():
-        _pack(photographs, size, target)
-    return np.load(target, mmap_mode="r"), labels, photographs.files
+    shape = (len(photographs), size, size, 3)
+    if (images := _packed(target, shape)) is None:
+        _pack(photographs, shape, target)
+        images = _packed(target, shape)
+    return images, labels, photographs.files
 
 
-def _pack(photographs: Photographs, size: int, target: Path) -> None:
+def _packed(target: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return a cache of packed photographs, None if it is not there, or damaged."""
+    try:
+        images = np.load(target, mmap_mode="r")
+    except MemoryError:
+        raise
+    except Exception:  # NumPy's parser raises of every kind; the photographs are still there
+        return None
+    return images if images.shape == shape and images.dtype == np.uint8 else None
+
+
+def _pack(photographs: Photographs, shape: tuple[int, ...], target: Path) -> None:
     with workspace(folders()[0]) as temporary, ThreadPoolExecutor() as pool:
-        if target.is_file():  # another process packed them meanwhile
+        if _packed(target, shape) is not None:  # another process packed them meanwhile
             return
+        n, *size, _ = shape
 
         def pack(i: int) -> bytes:
-            resized = photographs.image(i).resize((size, size), Image.Resampling.BILINEAR)
-            return resized.tobytes()
+            return photographs.image(i).resize(size, Image.Resampling.BILINEAR).tobytes()
 
-        n = len(photographs)
         # written through a file, not a memory map: a full disk is then an error, not a crash
         with open(temporary / target.name, "wb") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (n, size, size, 3)}
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             for content in tqdm(pool.map(pack, range(n)), "packing", n, disable=None):
                 file.write(content)
