@@ -11,6 +11,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from mnlib.separable import check_finite, check_floating, gram_matrices, slices_of
+
 __all__ = [
     "AVERAGES",
     "atlas",
@@ -56,48 +58,64 @@ def explained_variance(
             arguments is not among its values.
 
     """
-    scatter, count = _scatter(weight, slices, samples, center)
-    return scatter / max(count - 1, 1)
+    scatter, scale, count = _scatter(weight, slices, samples, center)
+    return scatter / max(count - 1, 1) * scale[:, None] * scale[:, None]
 
 
-def _scatter(weight: Tensor, slices: Slices, samples: Samples, center: bool) -> tuple[Tensor, int]:
-    """Return the variances times the number of samples less one, and the number of samples."""
+def _scatter(
+    weight: Tensor, slices: Slices, samples: Samples, center: bool
+) -> tuple[Tensor, Tensor, int]:
+    """Return the sums of squares along the components, a scale a slice, and the number of samples.
+
+    The sums are those of the slice divided by its scale.
+    """
     if slices not in ("vertical", "horizontal"):
         raise ValueError(f"slices={slices!r} is unknown: give 'vertical' or 'horizontal'")
     if samples not in ("positions", "channels"):
         raise ValueError(f"samples={samples!r} is unknown: give 'positions' or 'channels'")
-    if weight.ndim != 4 or not weight.numel():
-        raise ValueError(
-            f"a weight of shape {tuple(weight.shape)} has no slices: give n_o×n_i×k_h×k_w, none 0"
-        )
-    x = weight.detach().flatten(2)
-    x = x.transpose(0, 1) if slices == "vertical" else x
+    x = slices_of(weight, slices == "vertical")
     _, n, k = x.shape
-    # In an orthonormal basis whose first vector is constant the first coordinate is what centring
-    # over the positions removes. Nothing else sees the basis.
-    basis = torch.linalg.qr(torch.eye(k, dtype=torch.float64).index_fill(1, torch.tensor(0), 1))[0]
-    basis = basis.to(x.device)
-    grams, means = [], []
-    for part in x.split(32):  # a few slices at a time stay in the cache
-        part = part.double() @ basis
-        if center and samples == "channels":
-            means.append(part.mean(1))
-            part = part - means[-1][:, None]
-        grams.append(part.mT @ part)
-    gram = torch.cat(grams)
-    energy = gram.diagonal(dim1=1, dim2=2).sum(1)
-    if means:
-        energy = energy + n * torch.cat(means).square().sum(1)
-    if not bool(energy.isfinite().all()):
-        raise ValueError("the weight holds a NaN or an infinity: give finite numbers")
-    if center and samples == "positions":
-        gram = gram[:, 1:, 1:]
+    axis = 2 if samples == "positions" else 1
+    gram = gram_matrices(x, x.dtype).double()
+    energy, scale = _trace(gram), torch.ones_like(gram[:, 0, 0])
+    gram = _centred(gram, x, samples) if center else gram
+    # Where the mean dominates, or squares leave the range of numbers, once more and with care.
+    tiny = torch.finfo(x.dtype).tiny / torch.finfo(x.dtype).eps
+    again = ~((_trace(gram) > energy / 4) & (energy > tiny) & energy.isfinite())
+    if bool(again.any()):
+        x = x[again].double()
+        largest = torch.maximum(x.amax((1, 2)), -x.amin((1, 2)))
+        check_finite(largest)
+        scale[again] = largest.masked_fill(largest == 0, 1)
+        x /= scale[again][:, None, None]
+        if center:
+            mean = x.mean(axis, keepdim=True)
+            x -= mean
+        exact = gram_matrices(x, x.dtype)
+        energy[again] = _trace(exact)
+        if center:
+            energy[again] += x.shape[axis] * mean.square().sum((1, 2))
+            exact = _centred(exact, x, samples)
+        gram[again] = exact
     eigenvalues = torch.linalg.eigvalsh(gram).flip(1).clamp(min=0)
-    eigenvalues = torch.nn.functional.pad(eigenvalues, (0, k - eigenvalues.shape[1]))[
-        :, : min(n, k)
-    ]
+    if center and samples == "positions":
+        eigenvalues[:, -1] = 0  # along the constant vector, which centring leaves nothing of
+    eigenvalues = eigenvalues[:, : min(n, k)]
     nil = eigenvalues.sum(1) <= (k * torch.finfo(torch.float64).eps) ** 2 * energy
-    return eigenvalues.masked_fill(nil[:, None], 0), k if samples == "positions" else n
+    return eigenvalues.masked_fill(nil[:, None], 0), scale, x.shape[axis]
+
+
+def _centred(gram: Tensor, x: Tensor, samples: Samples) -> Tensor:
+    """Return the Gram matrices of the slices x, those given, less the features' means."""
+    if samples == "channels":
+        mean = x.mean(1, dtype=torch.float64)
+        return gram - x.shape[1] * mean[:, :, None] * mean[:, None]
+    gram = gram - gram.mean(1, keepdim=True)
+    return gram - gram.mean(2, keepdim=True)
+
+
+def _trace(matrices: Tensor) -> Tensor:
+    return matrices.diagonal(dim1=1, dim2=2).sum(1)
 
 
 def explained_variance_ratio(
@@ -108,9 +126,9 @@ def explained_variance_ratio(
     Arguments, shape and errors are those of :func:`explained_variance`. The ratios of a slice add
     up to 1, or are all 0 where it has no variance.
     """
-    variance = explained_variance(weight, slices=slices, samples=samples, center=center)
-    total = variance.sum(1, keepdim=True)
-    return variance / total.masked_fill(total == 0, 1)
+    scatter = _scatter(weight, slices, samples, center)[0]
+    total = scatter.sum(1, keepdim=True)
+    return scatter / total.masked_fill(total == 0, 1)
 
 
 def first_component(
@@ -141,14 +159,15 @@ def first_component(
     """
     if average not in AVERAGES:
         raise ValueError(f"average={average!r} is unknown: give 'mean', 'median' or 'pooled'")
-    scatters = [_scatter(w, slices, samples, center)[0] for w in weights]
-    first = torch.cat([s[:, 0] for s in scatters])
-    total = torch.cat([s.sum(1) for s in scatters])
-    first, total = first[total > 0], total[total > 0]
+    found = [_scatter(w, slices, samples, center)[:2] for w in weights]
+    total = torch.cat([scatter.sum(1) for scatter, _ in found])
+    first = torch.cat([scatter[:, 0] for scatter, _ in found])[total > 0]
+    scale, total = torch.cat([scale for _, scale in found])[total > 0], total[total > 0]
     if not len(total):
         return 0.0
     if average == "pooled":
-        return float(first.sum() / total.sum())
+        size = (scale / scale.max()).square()
+        return float((size * first).sum() / (size * total).sum())
     return float((first / total).quantile(0.5) if average == "median" else (first / total).mean())
 
 
@@ -188,10 +207,12 @@ def rescale(
         Weights and biases of the same shapes and dtypes.
 
     Raises:
-        ValueError: the layers do not follow on one another, or a scale is missing or not positive.
+        ValueError: the layers do not follow on one another or are not floating and finite, or a
+            scale is missing or not positive.
 
     """
     _check_chain(weights)
+    check_floating(*biases)
     if len(biases) != len(weights) or len(scales) != len(weights) - 1:
         raise ValueError(
             f"{len(biases)} biases and {len(scales)} vectors of scales do not suit {len(weights)} "
@@ -203,7 +224,7 @@ def rescale(
                 f"the scales of layer {layer} (shape {tuple(scale.shape)}) must be "
                 f"{len(weight)} positive, finite numbers, one an output channel"
             )
-    first, last = torch.ones(weights[0].shape[1]), torch.ones(len(weights[-1]))
+    first, last = (weights[0].new_ones(n) for n in (weights[0].shape[1], len(weights[-1])))
     chain = [s.double() for s in (first, *scales, last)]
     new_weights, new_biases = [], []
     for weight, bias, (reads, writes) in zip(weights, biases, pairwise(chain), strict=True):
@@ -237,15 +258,14 @@ def balanced_scales(weights: Sequence[Tensor]) -> list[Tensor]:
         L − 1 positive float64 vectors.
 
     Raises:
-        ValueError: the layers do not follow on one another.
+        ValueError: as :func:`rescale`.
         RuntimeError: no fixed point after 10,000 sweeps.
 
     """
     _check_chain(weights)
-    # Squared norms of the kernels, and u = m².
-    norms = [
-        w.double().square().flatten(2).sum(2) if w.ndim > 2 else w.double() ** 2 for w in weights
-    ]
+    # Squared norms of the kernels, and u = m². A factor that all weights share changes nothing.
+    largest = max(float(w.abs().max()) for w in weights) or 1
+    norms = [_kernels(w, largest).square().sum(2) for w in weights]
     squares = [n.new_ones(n.shape[1]) for n in norms] + [norms[-1].new_ones(len(norms[-1]))]
     hidden = range(1, len(weights))
     for _ in range(10_000):
@@ -277,14 +297,15 @@ def unit_norm_scales(weights: Sequence[Tensor]) -> list[Tensor]:
         L − 1 positive float64 vectors.
 
     Raises:
-        ValueError: the layers do not follow on one another.
+        ValueError: as :func:`rescale`.
 
     """
     _check_chain(weights)
-    reads = torch.ones(weights[0].shape[1], dtype=torch.float64)
+    reads = weights[0].new_ones(weights[0].shape[1], dtype=torch.float64)
     scales = []
     for weight in weights[:-1]:
-        norms = (weight.double().flatten(2).norm(dim=2) / reads).norm(dim=1)
+        largest = float(weight.abs().max()) or 1
+        norms = largest * (_kernels(weight, largest).norm(dim=2) / reads).norm(dim=1)
         reads = torch.where(norms > 0, 1 / norms, 1)
         scales.append(reads)
     return scales
@@ -302,10 +323,17 @@ def balance(
     return rescale(weights, biases, balanced_scales(weights))
 
 
+def _kernels(weight: Tensor, scale: float) -> Tensor:
+    """Return the kernels over ``scale`` in float64, n_o×n_i×k, of a matrix with k = 1."""
+    return weight.double().reshape(*weight.shape[:2], -1) / scale
+
+
 def _check_chain(weights: Sequence[Tensor]) -> None:
     """Raise ValueError unless each weight reads as many channels as the one before it writes."""
     if not weights:
         raise ValueError("no weights were given: a chain needs at least one layer")
+    check_floating(*weights)
+    check_finite(*weights)
     for layer, (before, after) in enumerate(pairwise(weights), 1):
         if after.shape[1] != len(before):
             raise ValueError(

@@ -126,10 +126,10 @@ def rank_bound(order: Order, n_i: int, n_o: int, kernel_size: int | tuple[int, i
 class DepthwiseSeparableConv2d(nn.Module):
     """A depth-wise and a 1×1 convolution, or the sum of several such pairs, fused.
 
-    Maps N×n_i×H×W to N×n_o×H'×W' as ``nn.Conv2d`` with the same stride, padding and dilation does,
-    which the depth-wise convolution takes; the bias belongs to the last of the two. ``blocks``
-    pairs share one depth-wise and one 1×1 convolution: between them, channel c of block r is
-    channel c·blocks + r.
+    Maps (N×)n_i×H×W to (N×)n_o×H'×W' as ``nn.Conv2d`` does with the same stride, padding and
+    dilation, which the depth-wise convolution takes; the bias belongs to the last of the two.
+    ``blocks`` pairs share one depth-wise and one 1×1 convolution: between them, channel c of block
+    r is channel c·blocks + r.
 
     Raises:
         ValueError: unknown order, or a size below 1.
@@ -169,12 +169,12 @@ class DepthwiseSeparableConv2d(nn.Module):
         self.pointwise = nn.Conv2d(*ends, 1, bias=bias and first)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the output, N×n_o×H'×W'."""
+        """Return the output, (N×)n_o×H'×W'."""
         if self.order == "depthwise_first":
             return self.pointwise(self.depthwise(x))
         y = self.depthwise(self.pointwise(x))
         # Summing afterwards is four times as fast as a convolution with `blocks` inputs a group.
-        return y if self.blocks == 1 else y.unflatten(1, (-1, self.blocks)).sum(2)
+        return y if self.blocks == 1 else y.unflatten(-3, (-1, self.blocks)).sum(-3)
 
 
 @dataclass(frozen=True)
@@ -236,35 +236,29 @@ def decouple(
         The factors, of the weight's dtype, and the errors.
 
     Raises:
-        ValueError: unknown order, not four dimensions, none 0, not finite, or a rank that is not
-            between 1 and the bound.
+        ValueError: unknown order, not four dimensions, none 0, not floating or not finite, or a
+            rank that is not between 1 and the bound.
 
     """
-    if weight.ndim != 4:
-        raise ValueError(f"a weight of shape {tuple(weight.shape)} is no n_o×n_i×k_h×k_w one")
+    x = slices_of(weight, vertical=order == "depthwise_first")
     n_o, n_i, k_h, k_w = weight.shape
     bound = rank_bound(order, n_i, n_o, (k_h, k_w))
     rank = bound if rank is None else rank
     if not 1 <= rank <= bound:
         raise ValueError(f"rank {rank} is out of range: give 1 to {bound} for {order}")
-    x = weight.detach().flatten(2)
-    x = x.transpose(0, 1) if order == "depthwise_first" else x
     if x.dtype == torch.float64:
-        _check_finite(x)
+        check_finite(x)
         left, values, right = torch.linalg.svd(x, full_matrices=False)
-        mixed, squares = (left * values[:, None])[..., :rank], values.square()
-        kernels = right[:, :rank]
+        mixed, kernels = (left * values[:, None])[..., :rank], right[:, :rank]
+        squares = (values / (values.max() or 1)).square()
     else:
-        x = x.float()
-        # A few slices at a time stay in the cache.
-        parts = (part.double() for part in x.split(16))
-        gram = torch.cat([part.mT @ part for part in parts])
-        _check_finite(gram)
+        gram = gram_matrices(x, torch.float64)
+        check_finite(gram)
         squares, vectors = torch.linalg.eigh(gram)
         squares = squares.flip(1)[:, :bound].clamp(min=0)
         kernels = vectors.flip(2)[..., :rank].mT.to(x)
         mixed = x @ kernels.mT
-    tails = squares.double().sum(0).flip(0).cumsum(0).flip(0)
+    tails = squares.sum(0).flip(0).cumsum(0).flip(0)
     tails = torch.cat([tails, tails.new_zeros(1)])
     return Decoupling(
         order,
@@ -278,14 +272,17 @@ class DecoupledConv2d(DepthwiseSeparableConv2d):
     """A regular convolution with its weight replaced by a sum of ``rank`` separable blocks.
 
     Stride, padding (and its mode), dilation and bias are those of ``conv``; ``error`` is the
-    relative error of the weight. Without ``rank`` the function is that of ``conv``.
+    relative error of the weight. Without ``rank`` the function is that of ``conv``. Frozen weights
+    stay frozen, and the mode, training or evaluation, is that of ``conv``.
 
     Raises:
-        ValueError: ``conv`` is grouped already, or as :func:`decouple`.
+        ValueError: ``conv`` is grouped already or no ``nn.Conv2d``, or as :func:`decouple`.
 
     """
 
     def __init__(self, conv: nn.Conv2d, order: Order = "depthwise_first", rank: int | None = None):
+        if not isinstance(conv, nn.Conv2d):
+            raise ValueError(f"a {type(conv).__name__} cannot be decoupled: give an nn.Conv2d")
         if conv.groups != 1:
             raise ValueError(f"a convolution of {conv.groups} groups cannot be decoupled: give 1")
         parts = decouple(conv.weight, order, rank)
@@ -301,24 +298,66 @@ class DecoupledConv2d(DepthwiseSeparableConv2d):
             parts.rank,
             conv.padding_mode,
         )
-        self.to(conv.weight)
+        self.to(conv.weight).train(conv.training).requires_grad_(conv.weight.requires_grad)
         self.error = parts.error
-        depthwise, pointwise = parts.depthwise, parts.pointwise
-        if order == "pointwise_first":
-            pointwise = pointwise.transpose(1, 2)
+        first = order == "depthwise_first"
+        pointwise = parts.pointwise if first else parts.pointwise.transpose(1, 2)
+        bias = (self.pointwise if first else self.depthwise).bias
         with torch.no_grad():
-            self.depthwise.weight.copy_(depthwise.reshape(self.depthwise.weight.shape))
+            self.depthwise.weight.copy_(parts.depthwise.reshape(self.depthwise.weight.shape))
             self.pointwise.weight.copy_(pointwise.reshape(self.pointwise.weight.shape))
-            if conv.bias is not None and order == "depthwise_first":
-                self.pointwise.bias.copy_(conv.bias)
-            elif conv.bias is not None:  # the first block's; the others add none
-                self.depthwise.bias.zero_()
-                self.depthwise.bias[:: parts.rank] = conv.bias
+            if conv.bias is not None and bias is not None:
+                bias.zero_()  # point-wise first the first block has it all
+                bias[:: 1 if first else parts.rank] = conv.bias
+                bias.requires_grad_(conv.bias.requires_grad)
 
 
-def _check_finite(values: Tensor) -> None:
-    """Raise ValueError where the weight, or what was computed from it, is not finite."""
-    if not bool(values.isfinite().all()):
+def slices_of(weight: Tensor, vertical: bool) -> Tensor:
+    """Return the slices of a weight n_o×n_i×k_h×k_w as a view: n_i×n_o×k vertical, else n_o×n_i×k.
+
+    Half precision becomes float32.
+
+    Raises:
+        ValueError: not four dimensions, none 0, or not floating.
+
+    """
+    if weight.ndim != 4 or not weight.numel():
+        raise ValueError(
+            f"a weight of shape {tuple(weight.shape)} has no slices: give n_o×n_i×k_h×k_w, none 0"
+        )
+    check_floating(weight)
+    x = weight.detach().flatten(2)
+    x = x if x.dtype == torch.float64 else x.float()
+    return x.transpose(0, 1) if vertical else x
+
+
+def gram_matrices(slices: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return XᵀX of every slice X, S×k×k from S×n×k, computed in ``dtype``."""
+    count, _, k = slices.shape
+    # Vertical slices lie side by side in memory. BLAS is faster with four of them (two in float64)
+    # as one matrix, of whose product only the diagonal blocks are kept.
+    wide = 16 // dtype.itemsize
+    wide = wide if slices.stride(0) == k < 16 and count % wide == 0 else 1
+    x = slices.transpose(0, 1).unflatten(1, (-1, wide)).flatten(2).transpose(0, 1)
+    grams = []
+    # A few converted ones at a time stay in the cache.
+    for part in x.split(count if dtype == x.dtype else 64):
+        part = part.to(dtype)
+        grams.append(part.mT @ part)
+    blocks = torch.cat(grams).unflatten(2, (wide, k)).unflatten(1, (wide, k))
+    return blocks.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2).flatten(0, 1)
+
+
+def check_floating(*tensors: Tensor) -> None:
+    """Raise ValueError where results, rounded to a tensor's dtype, would lose what matters."""
+    for tensor in tensors:
+        if not tensor.is_floating_point():
+            raise ValueError(f"a tensor of {tensor.dtype} is not real: give floating numbers")
+
+
+def check_finite(*tensors: Tensor) -> None:
+    """Raise ValueError where a tensor holds a NaN or an infinity."""
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         raise ValueError("the weight holds a NaN or an infinity: give finite numbers")
 
 
