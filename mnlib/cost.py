@@ -65,18 +65,13 @@ def layers(model: nn.Module, shape: tuple[int, ...] = (3, 224, 224)) -> list[Lay
     with counter, torch.no_grad():
         model(torch.empty(1, *shape, device="meta"))
     flops = counter.get_flop_counts()
-    root = type(model).__name__
-    return [
-        Layer(
-            name,
-            type(module).__name__,
-            input_shape,
-            output_shape,
-            count_parameters(module),
-            sum(flops.get(f"{root}.{name}".rstrip("."), {}).values()) // 2,
-        )
-        for name, module, input_shape, output_shape in passed
-    ]
+    rows = []
+    for name, module, before, after in passed:
+        path = f"{type(model).__name__}.{name}".rstrip(".")
+        macs = sum(flops.get(path, {}).values()) // 2
+        kind = type(module).__name__
+        rows.append(Layer(name, kind, before, after, count_parameters(module), macs))
+    return rows
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -58,18 +58,9 @@ class Row(NamedTuple):
     stride: int
 
 
-# out, stride. The paper prints stride 2 in the last row, but keeps its 7×7 map: it is 1.
-V1 = (
-    (64, 1),
-    (128, 2),
-    (128, 1),
-    (256, 2),
-    (256, 1),
-    (512, 2),
-    *5 * ((512, 1),),
-    (1024, 2),
-    (1024, 1),
-)
+# out, repetitions, stride of the first. The paper prints stride 2 in the last row, too, but keeps
+# its 7×7 map: it is 1.
+V1 = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))
 
 # expansion factor, out, repetitions, stride of the first repetition
 V2 = (
@@ -228,11 +219,11 @@ def mobilenet_v1(classes: int = 1000, width: float = 1.0) -> MobileNet:
     scale = _scaler(width)
     channels = scale(32)
     features: list[nn.Module] = [ConvNormActivation(3, channels, 3, "RE", stride=2)]
-    for out, stride in V1:
-        features += [
-            ConvNormActivation(channels, channels, 3, "RE", stride, groups=channels),
-            ConvNormActivation(channels, channels := scale(out), 1, "RE"),
-        ]
+    for out, repetitions, stride in V1:
+        for i in range(repetitions):
+            s = stride if i == 0 else 1
+            features.append(ConvNormActivation(channels, channels, 3, "RE", s, groups=channels))
+            features.append(ConvNormActivation(channels, channels := scale(out), 1, "RE"))
     return MobileNet(features, [nn.Linear(channels, classes)])
 
 
@@ -330,16 +321,12 @@ def specification(model: MobileNet) -> list[dict[str, str]]:
         # the gates' convolutions are the only ones with a bias
         convs = [m for m in modules if isinstance(m, nn.Conv2d) and m.bias is None]
         filters = max(convs, key=lambda conv: conv.kernel_size)
-        block = isinstance(child, InvertedResidual)
-        add(
-            found[f"features.{i}"].input,
-            f"{'bneck' if block else 'conv2d'}, {filters.kernel_size[0]}×{filters.kernel_size[1]}",
-            filters.out_channels if block else "-",
-            convs[-1].out_channels,
-            any(isinstance(m, SqueezeExcitation) for m in modules),
-            modules,
-            filters.stride[0],
-        )
+        (side, _), block = filters.kernel_size, isinstance(child, InvertedResidual)
+        name = f"{'bneck' if block else 'conv2d'}, {side}×{side}"
+        expanded, out = filters.out_channels if block else "-", convs[-1].out_channels
+        gated = any(isinstance(m, SqueezeExcitation) for m in modules)
+        shape = found[f"features.{i}"].input
+        add(shape, name, expanded, out, gated, modules, filters.stride[0])
     last = found["features"].output
     add(last, f"pool, {last[1]}×{last[2]}")
     for i, linear in enumerate(model.classifier):

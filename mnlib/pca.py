@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from mnlib.separable import check_finite, check_floating, gram_matrices, slices_of
+from mnlib.separable import check_real, gram_matrices, slices_of
 
 __all__ = [
     "AVERAGES",
@@ -39,8 +39,8 @@ def explained_variance(
     A slice is a matrix of n kernels by k = k_h·k_w positions, with n = n_o for each of n_i
     vertical and n = n_i for each of n_o horizontal slices. What scikit-learn's ``PCA().fit(X)``
     computes for one X is done here for all slices at once: the variances are the eigenvalues of
-    the k×k Gram matrices over the number of samples less one. Those of float32 are products in
-    float32, from which no ratio is off by a millionth, or in float64 where the mean dominates.
+    the k×k Gram matrices over the number of samples less one. For float32 these are products in
+    float32, so that ratios err by less than 1e-6, or in float64 where the mean dominates.
 
     >>> diagonal = torch.tensor([[3.0, 0.0], [0.0, 1.0]]).view(2, 1, 2, 1)
     >>> explained_variance(diagonal, slices="vertical", center=False).tolist()
@@ -85,7 +85,7 @@ def _scatter(
     if bool(again.any()):
         x = x[again].double()
         largest = torch.maximum(x.amax((1, 2)), -x.amin((1, 2)))
-        check_finite(largest)
+        check_real(largest)
         scale[again] = largest.masked_fill(largest == 0, 1)
         x /= scale[again][:, None, None]
         if center:
@@ -197,7 +197,7 @@ def rescale(
     [[1.0, 0.25]]
     """
     _check_chain(weights)
-    check_floating(*biases)
+    check_real(*biases)
     if len(biases) != len(weights) or len(scales) != len(weights) - 1:
         raise ValueError(
             f"{len(biases)} biases and {len(scales)} vectors of scales do not suit {len(weights)} "
@@ -230,10 +230,9 @@ def balanced_scales(weights: Sequence[Tensor]) -> list[Tensor]:
         Σ_i (W_ci m_c / m_i)² = Σ_o (W_oc m_o / m_c)²,
 
     hence m_c⁴ = Σ_o (W_oc m_o)² / Σ_i (W_ci / m_i)², with m = 1 held at the input and the output.
-    Σw² is a sum of exponentials of differences of the log m. If every hidden channel lies on a path
-    of nonzero weights from input to output, it is strictly convex in them and grows without bound
-    in every direction: there is exactly one solution, its minimum. Solving for one layer after
-    another lowers it each time. A channel that nothing writes or reads keeps its own scale.
+    If every hidden channel lies on a path of nonzero weights from input to output, Σw² is strictly
+    convex in the log m and grows without bound in every direction: there is exactly one solution.
+    Solving layer by layer approaches it. A channel that nothing writes or reads keeps its scale.
 
     >>> balanced_scales([torch.tensor([[1.0]]), torch.tensor([[16.0]])])
     [tensor([4.], dtype=torch.float64)]
@@ -304,8 +303,7 @@ def _check_chain(weights: Sequence[Tensor]) -> None:
     """Raise ValueError unless each weight reads as many channels as the one before it writes."""
     if not weights:
         raise ValueError("no weights were given: a chain needs at least one layer")
-    check_floating(*weights)
-    check_finite(*weights)
+    check_real(*weights)
     for layer, (before, after) in enumerate(pairwise(weights), 1):
         if after.shape[1] != len(before):
             raise ValueError(

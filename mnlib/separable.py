@@ -223,13 +223,13 @@ def decouple(
     if not 1 <= rank <= bound:
         raise ValueError(f"rank {rank} is out of range: give 1 to {bound} for {order}")
     if x.dtype == torch.float64:
-        check_finite(x)
+        check_real(x)
         left, values, right = torch.linalg.svd(x, full_matrices=False)
         mixed, kernels = (left * values[:, None])[..., :rank], right[:, :rank]
         squares = (values / (values.max() or 1)).square()
     else:
         gram = gram_matrices(x, torch.float64)
-        check_finite(gram)
+        check_real(gram)
         squares, vectors = torch.linalg.eigh(gram)
         squares = squares.flip(1)[:, :bound].clamp(min=0)
         kernels = vectors.flip(2)[..., :rank].mT.to(x)
@@ -281,11 +281,11 @@ class DecoupledConv2d(DepthwiseSeparableConv2d):
 
 def slices_of(weight: Tensor, vertical: bool) -> Tensor:
     """Return the slices of a weight, n_i×n_o×k vertical, else n_o×n_i×k: a view, if not half."""
-    if weight.ndim != 4 or not weight.numel():
+    if weight.ndim != 4 or not weight.numel() or not weight.is_floating_point():
         raise ValueError(
-            f"a weight of shape {tuple(weight.shape)} has no slices: give n_o×n_i×k_h×k_w, none 0"
+            f"a {weight.dtype} weight of shape {tuple(weight.shape)} has no slices: give floating "
+            "numbers n_o×n_i×k_h×k_w, none of these 0"
         )
-    check_floating(weight)
     x = weight.detach().flatten(2)
     x = x if x.dtype == torch.float64 else x.float()
     return x.transpose(0, 1) if vertical else x
@@ -308,17 +308,14 @@ def gram_matrices(slices: Tensor, dtype: torch.dtype) -> Tensor:
     return blocks.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2).flatten(0, 1)
 
 
-def check_floating(*tensors: Tensor) -> None:
-    """Raise ValueError where results, rounded to a tensor's dtype, would lose what matters."""
+def check_real(*tensors: Tensor) -> None:
+    """Raise ValueError unless all numbers are floating and finite."""
     for tensor in tensors:
-        if not tensor.is_floating_point():
-            raise ValueError(f"a tensor of {tensor.dtype} is not real: give floating numbers")
-
-
-def check_finite(*tensors: Tensor) -> None:
-    """Raise ValueError where a tensor holds a NaN or an infinity."""
-    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
-        raise ValueError("the weight holds a NaN or an infinity: give finite numbers")
+        if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            raise ValueError(
+                f"a {tensor.dtype} weight or bias is not floating, or holds a NaN or an infinity: "
+                "give floating numbers, all finite"
+            )
 
 
 def _checked(

@@ -355,9 +355,9 @@ def test_one_sentence_for_a_chain_that_does_not_fit():
     for value in (torch.nan, torch.inf):
         spoiled = [w.clone() for w in weights]
         spoiled[2][0, 0, 0, 0] = value
-        with pytest.raises(ValueError, match="NaN or an infinity"):
+        with pytest.raises(ValueError, match="a NaN or an infinity"):
             pca.balance(spoiled, biases)
-        with pytest.raises(ValueError, match="NaN or an infinity"):
+        with pytest.raises(ValueError, match="a NaN or an infinity"):
             pca.unit_norm_scales(spoiled)
     with pytest.raises(ValueError, match=r"torch\.int64.* give floating numbers"):
         pca.balance([w.long() for w in weights], biases)
