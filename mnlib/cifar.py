@@ -94,28 +94,14 @@ class NeuralODE(nn.Module):
         self._slopes: list[list[Tensor]] = []
         self._noting = False
         for stage, (before, after) in enumerate(pairwise((channels, *widths))):
-            self.entries.append(
-                nn.Sequential(
-                    nn.Conv2d(before, after, 3, stride=2 if stage else 1, padding=1, bias=False),
-                    nn.BatchNorm2d(after),
-                    nn.SiLU(),
-                )
-            )
-            branch = nn.Sequential(
-                nn.Conv2d(after, after, 3, padding=1),
-                nn.SiLU(),
-                nn.Conv2d(after, after, 3, padding=1),
-            )
-            field = VectorField(branch, after)
+            entry = nn.Conv2d(before, after, 3, 2 if stage else 1, padding=1, bias=False)
+            self.entries.append(nn.Sequential(entry, nn.BatchNorm2d(after), nn.SiLU()))
+            first, second = (nn.Conv2d(after, after, 3, padding=1) for _ in range(2))
+            field = VectorField(nn.Sequential(first, nn.SiLU(), second), after)
             field.register_forward_hook(self._keep_slope)
             self.blocks.append(ODEBlock(field, method, steps, gradient=gradient))
-        self.head = nn.Sequential(
-            nn.BatchNorm2d(widths[-1]),
-            nn.SiLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(widths[-1], classes),
-        )
+        pooled = nn.BatchNorm2d(after), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        self.head = nn.Sequential(*pooled, nn.Linear(after, classes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images to logits."""
@@ -141,8 +127,7 @@ class NeuralODE(nn.Module):
         The mean over stages of the squared change of dh/dt from a flow's first evaluation to its
         last, over its square: for one step the solver's own estimate of its error (after Pal et
         al., 2021), which costs nothing. A network trained with a penalty on it is solved well by
-        one step. Only ``"backprop"`` lets it carry a gradient, and only a forward pass in training
-        mode leaves it behind.
+        one step. Only ``"backprop"`` lets it carry a gradient.
         """
         if not self._slopes or not all(self._slopes):
             raise RuntimeError("no slopes were kept: call penalty() after a pass in training mode")

@@ -69,8 +69,8 @@ def layers(model: nn.Module, shape: tuple[int, ...] = (3, 224, 224)) -> list[Lay
     for name, module, before, after in passed:
         path = f"{type(model).__name__}.{name}".rstrip(".")
         macs = sum(flops.get(path, {}).values()) // 2
-        kind = type(module).__name__
-        rows.append(Layer(name, kind, before, after, count_parameters(module), macs))
+        size = count_parameters(module)
+        rows.append(Layer(name, type(module).__name__, before, after, size, macs))
     return rows
 
 

@@ -22,8 +22,6 @@ __all__ = [
     "watch",
 ]
 
-Change = Callable[[int, Tensor], Tensor]
-
 
 def round_channels(channels: float) -> int:
     """Return the multiple of 8 nearest to ``channels``, at least 8 and at least 90 % of it.
@@ -92,9 +90,8 @@ def watch(model: nn.Module, evaluate: Callable[[], Tensor]) -> tuple[list[Tensor
 
     ``evaluate`` lets N images pass through ``model``, in one or more batches.
 
-    >>> module = SqueezeExcitation(8)
-    >>> [s.shape for s in watch(module, lambda: module(torch.ones(5, 8, 2, 2)))[0]]
-    [torch.Size([5, 8])]
+    >>> watch(module := SqueezeExcitation(8), lambda: module(torch.ones(5, 8, 2, 2)))[0][0].shape
+    torch.Size([5, 8])
     """
     seen = defaultdict(list)
     with changed_gates(model, lambda i, s: seen[i].append(s.flatten(1))):
@@ -121,7 +118,7 @@ def between_classes(gates: Tensor, labels: Tensor) -> float:
     return (between / total).item() if total > 1e-12 * gates.numel() else 0.0
 
 
-def replacements(gates: list[Tensor]) -> dict[str, Change]:
+def replacements(gates: list[Tensor]) -> dict[str, Callable[[int, Tensor], Tensor]]:
     """Return what can stand in for the learned gates, by name, for use with ``changed_gates``.
 
     ``gates`` are those that :func:`watch` returned for N images. ``mean`` is their average for each

@@ -38,6 +38,7 @@ __all__ = [
 
 Norm = Callable[[int], nn.Module]
 NONLINEARITIES = {"RE": nn.ReLU, "RE6": nn.ReLU6, "HS": nn.Hardswish}
+_norm_v3 = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 
 
 class Row(NamedTuple):
@@ -58,8 +59,7 @@ class Row(NamedTuple):
     stride: int
 
 
-# out, repetitions, stride of the first. The paper prints stride 2 in the last row, too, but keeps
-# its 7×7 map: it is 1.
+# out, repetitions, stride of the first. The paper's last row prints 2, but keeps its 7×7 map: 1.
 V1 = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))
 
 # expansion factor, out, repetitions, stride of the first repetition
@@ -177,9 +177,6 @@ class InvertedResidual(nn.Module):
         return x + y if self.shortcut else y
 
 
-_norm_v3 = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
-
-
 class MobileNet(nn.Module):
     """Features, global average pooling, classifier: N×3×H×W floats to N×classes logits.
 
@@ -220,8 +217,7 @@ def mobilenet_v1(classes: int = 1000, width: float = 1.0) -> MobileNet:
     channels = scale(32)
     features: list[nn.Module] = [ConvNormActivation(3, channels, 3, "RE", stride=2)]
     for out, repetitions, stride in V1:
-        for i in range(repetitions):
-            s = stride if i == 0 else 1
+        for s in (stride, *[1] * (repetitions - 1)):
             features.append(ConvNormActivation(channels, channels, 3, "RE", s, groups=channels))
             features.append(ConvNormActivation(channels, channels := scale(out), 1, "RE"))
     return MobileNet(features, [nn.Linear(channels, classes)])
@@ -236,8 +232,7 @@ def rows_v2(width: float = 1.0) -> list[Row]:
     scale = _scaler(width)
     rows, channels = [], scale(32)
     for factor, out, repetitions, stride in V2:
-        for i in range(repetitions):
-            s = stride if i == 0 else 1
+        for s in (stride, *[1] * (repetitions - 1)):
             rows.append(Row(3, factor * channels, scale(out), False, "RE6", s))
             channels = rows[-1].out
     return rows
@@ -325,15 +320,14 @@ def specification(model: MobileNet) -> list[dict[str, str]]:
         name = f"{'bneck' if block else 'conv2d'}, {side}×{side}"
         expanded, out = filters.out_channels if block else "-", convs[-1].out_channels
         gated = any(isinstance(m, SqueezeExcitation) for m in modules)
-        shape = found[f"features.{i}"].input
-        add(shape, name, expanded, out, gated, modules, filters.stride[0])
+        shape, stride = found[f"features.{i}"].input, filters.stride[0]
+        add(shape, name, expanded, out, gated, modules, stride)
     last = found["features"].output
     add(last, f"pool, {last[1]}×{last[2]}")
     for i, linear in enumerate(model.classifier):
         if isinstance(linear, nn.Linear):
-            after = model.classifier[i + 1 : i + 2]
-            shape = found[f"classifier.{i}"].input
-            add(shape, "conv2d 1×1, NBN", out=linear.out_features, modules=after)
+            shape, out = found[f"classifier.{i}"].input, linear.out_features
+            add(shape, "conv2d 1×1, NBN", out=out, modules=model.classifier[i + 1 : i + 2])
     columns = ("Input", "Operator", "exp size", "#out", "SE", "NL", "s")
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
@@ -352,9 +346,9 @@ def convolution_kind(conv: nn.Conv2d) -> str:
 def cost_shares(model: nn.Module, size: int = 224) -> dict[str, tuple[float, float]]:
     """Return, for each kind of layer, its share of all weights and of all multiply-adds.
 
-    Kinds are ``convolution`` (the stem), ``depthwise``, ``pointwise``, ``squeeze-excitation`` and
-    ``classifier``. Biases and batch norms do not count, as in Table 2 of Howard et al. (2017);
-    multiply-adds are those of one size×size image, as :func:`mnlib.cost.layers` counts them.
+    Kinds are those of :func:`convolution_kind`, ``squeeze-excitation`` and ``classifier``. Biases
+    and batch norms do not count, as in Table 2 of Howard et al. (2017); multiply-adds are those of
+    one size×size image, as :func:`mnlib.cost.layers` counts them.
 
     >>> [f"{share:.2%}" for share in cost_shares(mobilenet_v1())["pointwise"]]
     ['74.59%', '94.86%']

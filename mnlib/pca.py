@@ -36,6 +36,9 @@ def explained_variance(
 ) -> Tensor:
     """Return the variance along each principal component of every slice of a convolution weight.
 
+    The result is float64, slices × min(n, k), descending. A slice whose variance is within rounding
+    of zero, because it is constant, zero or has a single sample, gets zeros.
+
     A slice is a matrix of n kernels by k = k_h·k_w positions, with n = n_o for each of n_i
     vertical and n = n_i for each of n_o horizontal slices. What scikit-learn's ``PCA().fit(X)``
     computes for one X is done here for all slices at once: the variances are the eigenvalues of
@@ -47,16 +50,12 @@ def explained_variance(
     [[9.0, 1.0]]
 
     Args:
-        weight: n_o×n_i×k_h×k_w, floating.
+        weight: n_o×n_i×k_h×k_w, floating and finite.
         slices: "vertical", one an input channel, or "horizontal", one an output channel.
         samples: which axis of a slice is the sample, the other being the feature. "positions":
             k samples of n features, which gives the slides' numbers; "channels": n samples of k.
         center: subtract from each feature its mean over the samples. With positions as samples
             every kernel then has mean zero.
-
-    Returns:
-        float64, slices × min(n, k), descending. A slice whose variance is within rounding of zero,
-        because it is constant, zero or has a single sample, gets zeros.
 
     """
     scatter, scale, count = _scatter(weight, slices, samples, center)
@@ -77,41 +76,32 @@ def _scatter(
     gram = gram_matrices(x, x.dtype).double()
     energy = torch.einsum("sii->s", gram)
     scale = torch.ones_like(energy)
-    gram = _centred(gram, x, samples) if center else gram
+    if center and samples == "channels":
+        mean = x.mean(1, dtype=torch.float64)
+        gram = gram - n * mean[:, :, None] * mean[:, None]
+    elif center:
+        gram = gram - gram.mean(1, keepdim=True)
+        gram = gram - gram.mean(2, keepdim=True)
     # Where the mean dominates, or squares leave the range of numbers, once more and with care.
     tiny = torch.finfo(x.dtype).tiny / torch.finfo(x.dtype).eps
-    left = torch.einsum("sii->s", gram)
-    again = ~((left > energy / 4) & (energy > tiny) & energy.isfinite())
+    again = ~((torch.einsum("sii->s", gram) > energy / 4) & (energy > tiny) & energy.isfinite())
     if bool(again.any()):
         x = x[again].double()
         largest = torch.maximum(x.amax((1, 2)), -x.amin((1, 2)))
         check_real(largest)
         scale[again] = largest.masked_fill(largest == 0, 1)
         x /= scale[again][:, None, None]
-        if center:
-            mean = x.mean(axis, keepdim=True)
-            x -= mean
-        exact = gram_matrices(x, x.dtype)
-        energy[again] = torch.einsum("sii->s", exact)
-        if center:
-            energy[again] += x.shape[axis] * mean.square().sum((1, 2))
-            exact = _centred(exact, x, samples)
-        gram[again] = exact
+        mean = x.mean(axis, keepdim=True) * center
+        x -= mean
+        gram[again] = gram_matrices(x, x.dtype)
+        energy[again] = torch.einsum("sii->s", gram[again])
+        energy[again] += x.shape[axis] * mean.square().sum((1, 2))
     eigenvalues = torch.linalg.eigvalsh(gram).flip(1).clamp(min=0)
     if center and samples == "positions":
         eigenvalues[:, -1] = 0  # along the constant vector, which centring leaves nothing of
     eigenvalues = eigenvalues[:, : min(n, k)]
     nil = eigenvalues.sum(1) <= (k * torch.finfo(torch.float64).eps) ** 2 * energy
     return eigenvalues.masked_fill(nil[:, None], 0), scale, x.shape[axis]
-
-
-def _centred(gram: Tensor, x: Tensor, samples: Samples) -> Tensor:
-    """Return the Gram matrices of the slices x, those given, less the features' means."""
-    if samples == "channels":
-        mean = x.mean(1, dtype=torch.float64)
-        return gram - x.shape[1] * mean[:, :, None] * mean[:, None]
-    gram = gram - gram.mean(1, keepdim=True)
-    return gram - gram.mean(2, keepdim=True)
 
 
 def explained_variance_ratio(
@@ -168,8 +158,7 @@ def atlas(weights: Iterable[Tensor], *, slices: Slices) -> list[dict[str, str | 
     """Return :func:`first_component` in percent by all of its definitions.
 
     A row for each ``samples`` and ``center``, with a value for each of ``AVERAGES`` by its name;
-    the first row's mean is what gives the slides' numbers. Arguments and errors are those of
-    :func:`first_component`.
+    the first row's mean is what gives the slides' numbers.
 
     >>> atlas([torch.eye(4).view(4, 1, 2, 2)], slices="vertical")[1]["samples"]
     'positions'
@@ -213,8 +202,7 @@ def rescale(
     chain = [s.double() for s in (first, *scales, last)]
     new_weights, new_biases = [], []
     for weight, bias, (reads, writes) in zip(weights, biases, pairwise(chain), strict=True):
-        factor = writes[:, None] / reads
-        factor = factor.reshape(*factor.shape, *(1,) * (weight.ndim - 2))
+        factor = (writes[:, None] / reads).reshape(*weight.shape[:2], *(1,) * (weight.ndim - 2))
         new_weights.append((weight.double() * factor).to(weight.dtype))
         new_biases.append((bias.double() * writes).to(bias.dtype))
     return new_weights, new_biases
@@ -284,9 +272,8 @@ def balance(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Rescale a chain of ReLU layers to the scale that weight decay prefers, function unchanged.
 
-    This is :func:`rescale` with :func:`balanced_scales`; the arguments, results and errors are
-    theirs. It undoes any earlier positive rescaling of the hidden channels, for example that of
-    the normalised VGG-19 of Gatys et al. (2016), up to the scale of the network's output.
+    This is :func:`rescale` with :func:`balanced_scales`. It undoes any earlier rescaling of hidden
+    channels, as of the normalised VGG-19 of Gatys et al. (2016), up to the scale of the output.
 
     >>> balance([torch.tensor([[1.0]]), torch.tensor([[16.0]])], 2 * [torch.zeros(1)])[0]
     [tensor([[4.]]), tensor([[4.]])]

@@ -34,7 +34,7 @@ Size = int | tuple[int, int]
 Form = Literal["regular", "depthwise_first", "pointwise_first"]
 ORDERS: tuple[Order, ...] = get_args(Order)
 
-# The parameters as the slides' O(), which are exact when there is no bias.
+# as the slides' O(), which are exact when there is no bias
 SLIDES_PARAMETERS = {
     "regular": "n_i·k_h·k_w·n_o",
     "depthwise_first": "k_h·k_w·n_i + n_i·n_o",
@@ -212,7 +212,6 @@ def decouple(
     float64 goes through ``torch.linalg.svd``. float32 (and half precision, computed in float32)
     goes through k×k Gram matrices in float64, which is faster and as good: squaring the condition
     number costs 1.5e-8 of the norm at worst, less than float32 resolves.
-
     The weight is n_o×n_i×k_h×k_w, floating and finite; the factors are of its dtype. ``rank`` is
     the number of blocks, 1 to ``rank_bound``, by default all.
     """
@@ -312,10 +311,8 @@ def check_real(*tensors: Tensor) -> None:
     """Raise ValueError unless all numbers are floating and finite."""
     for tensor in tensors:
         if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
-            raise ValueError(
-                f"a {tensor.dtype} weight or bias is not floating, or holds a NaN or an infinity: "
-                "give floating numbers, all finite"
-            )
+            why = "is not floating or holds a NaN or an infinity: give floating numbers, all finite"
+            raise ValueError(f"a tensor of {tensor.dtype} {why}")
 
 
 def _checked(
