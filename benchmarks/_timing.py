@@ -3,10 +3,22 @@
 Absolute times on a shared machine are noise; the ratio of two variants that took turns is not.
 """
 
+import platform
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 
 from mnlib.cost import time_in_turns
+
+
+def processor() -> str:
+    """Return the processor's name: which of two ways is faster may depend on its maker."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 class Times(dict):

@@ -8,7 +8,7 @@ import argparse
 
 import numpy as np
 import torch
-from _timing import compare, report
+from _timing import compare, processor, report
 from torch import nn
 
 from mnlib.lab import data
@@ -59,6 +59,7 @@ def main() -> None:
         weight, origin = torch.randn(512, 512, 3, 3), "random weights"
     weight = weight[:32, :32].contiguous() if quick else weight
     n, repeats = len(weight), 1 if quick else 15
+    print(f"one thread of {processor()}\n")
 
     for order in ("depthwise_first", "pointwise_first"):
         variants = {

@@ -1,14 +1,17 @@
 """PCA of all slices of VGG-19: ours against scikit-learn, NumPy and torch slice by slice.
 
 Usage: python benchmarks/pca.py [--quick]. The weights are VGG-19's where they are at hand (see
-``mnlib data``), else random ones of the same shapes.
+``mnlib data``), else random ones of the same shapes. Times are those of one thread in turns; with
+``--threads N`` the two fast ones follow by the clock, which other work on the machine disturbs.
 """
 
 import argparse
+import statistics
+import time
 
 import numpy as np
 import torch
-from _timing import compare, report
+from _timing import compare, processor, report
 from sklearn.decomposition import PCA
 
 from mnlib import pca
@@ -86,10 +89,29 @@ def largest_error(weights) -> float:
     return float(max(errors))
 
 
+def by_the_clock(weights, threads: int, repeats: int) -> None:
+    torch.set_num_threads(threads)
+    ratios = []
+    for turn in range(repeats + 1):
+        start = time.perf_counter()
+        ours(weights)
+        middle = time.perf_counter()
+        torch_batched_svd(weights)
+        if turn:
+            ratios.append((time.perf_counter() - middle) / (middle - start))
+    ratios.sort()
+    print(
+        f"{threads} threads, by the clock: torch batched SVD takes {statistics.median(ratios):.3g} "
+        f"times as long as mnlib  [{ratios[0]:.3g}, {ratios[-1]:.3g}]"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="four small layers, one round")
-    quick = parser.parse_args().quick
+    parser.add_argument("--threads", type=int, help="time with so many threads, too")
+    arguments = parser.parse_args()
+    quick = arguments.quick
     weights, origin = vgg19_weights()
     if quick:
         weights = [w[:32, :32].contiguous() for w in weights[:4]]
@@ -102,8 +124,11 @@ def main() -> None:
         "NumPy SVD loop": lambda: numpy_loop(weights),
         "scikit-learn loop": lambda: sklearn_loop(weights),
     }
-    times = compare(variants, repeats=1 if quick else 5)
-    report(times, title=f"PCA of {count:,} slices of {origin}, {torch.get_num_threads()} threads")
+    repeats = 1 if quick else 9
+    times = compare(variants, repeats)
+    report(times, title=f"PCA of {count:,} slices of {origin}, one thread of {processor()}")
+    if arguments.threads:
+        by_the_clock(weights, arguments.threads, repeats)
     print(f"largest error of mnlib's ratios: {largest_error(weights):.1e}")
 
 

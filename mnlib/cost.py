@@ -29,6 +29,9 @@ class Layer(NamedTuple):
     """A module of a network: dotted name, class, shapes for one input, and what it costs.
 
     ``parameters`` and ``macs`` (multiply-adds) include those of the modules inside it.
+
+    >>> layers(nn.Linear(3, 2), (3,))
+    [Layer(name='', kind='Linear', input=(3,), output=(2,), parameters=8, macs=6)]
     """
 
     name: str
@@ -46,6 +49,9 @@ def layers(model: nn.Module, shape: tuple[int, ...] = (3, 224, 224)) -> list[Lay
     matrix products, counted by ``torch.utils.flop_counter`` on meta tensors: nothing is computed.
     Batch norm (which folds into a convolution), nonlinearities, pooling and the scaling by gates
     do not count.
+
+    >>> [row.macs for row in layers(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), (3, 6, 6))]
+    [3456, 0, 3456]
     """
     model = copy.deepcopy(model).to("meta").eval()
     counter = FlopCounterMode(display=False)
@@ -59,27 +65,30 @@ def layers(model: nn.Module, shape: tuple[int, ...] = (3, 224, 224)) -> list[Lay
     with counter, torch.no_grad():
         model(torch.empty(1, *shape, device="meta"))
     flops = counter.get_flop_counts()
-    root = type(model).__name__
-    return [
-        Layer(
-            name,
-            type(module).__name__,
-            input_shape,
-            output_shape,
-            count_parameters(module),
-            sum(flops.get(f"{root}.{name}".rstrip("."), {}).values()) // 2,
-        )
-        for name, module, input_shape, output_shape in passed
-    ]
+    rows = []
+    for name, module, before, after in passed:
+        path = f"{type(model).__name__}.{name}".rstrip(".")
+        macs = sum(flops.get(path, {}).values()) // 2
+        size = count_parameters(module)
+        rows.append(Layer(name, type(module).__name__, before, after, size, macs))
+    return rows
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of parameters; running statistics do not count."""
+    """Return the number of parameters; running statistics do not count.
+
+    >>> count_parameters(nn.BatchNorm2d(8))
+    16
+    """
     return sum(p.numel() for p in model.parameters())
 
 
 def count_macs(model: nn.Module, shape: tuple[int, ...] = (3, 224, 224)) -> int:
-    """Return the multiply-adds of ``model`` for one input of ``shape``, as :func:`layers` does."""
+    """Return the multiply-adds of ``model`` for one input of ``shape``, as :func:`layers` does.
+
+    >>> count_macs(nn.Conv2d(3, 8, 3, padding=1), (3, 6, 6))
+    7776
+    """
     return layers(model, shape)[-1].macs
 
 
@@ -88,6 +97,9 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
 
     A norm is folded that follows its convolution in an ``nn.Sequential``. The copy computes the
     same function up to float rounding and is not meant to be trained.
+
+    >>> fold_batch_norm(nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.BatchNorm2d(8)))[1]
+    Identity()
     """
     model = copy.deepcopy(model).eval()
     for module in model.modules():
@@ -106,6 +118,9 @@ def time_in_turns(
     PyTorch is held to one thread and that thread's own time is taken, so that other work on the
     machine counts little (MobileNets' papers measure on a single core, too). The variants take
     turns, so that what does count meets all of them: compare them by ratio, turn by turn.
+
+    >>> {name: len(s) for name, s in time_in_turns({"a": list, "b": dict}, repeats=3).items()}
+    {'a': 3, 'b': 3}
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     threads = torch.get_num_threads()
@@ -128,6 +143,11 @@ class PeakMemory(TorchDispatchMode):
     ``peak`` is their largest sum so far, forward and backward, on the CPU. The output of every
     operation counts until nothing refers to its storage any more; what a kernel uses inside does
     not. The count is the same in every run, unlike the size of a process.
+
+    >>> with PeakMemory() as memory:
+    ...     y = torch.ones(256).exp()
+    >>> memory.peak
+    2048
     """
 
     def __init__(self):

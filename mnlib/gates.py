@@ -22,13 +22,14 @@ __all__ = [
     "watch",
 ]
 
-Change = Callable[[int, Tensor], Tensor]
-
 
 def round_channels(channels: float) -> int:
     """Return the multiple of 8 nearest to ``channels``, at least 8 and at least 90 % of it.
 
     The rule of MobileNet's authors for every width that a multiplier or a reduction makes.
+
+    >>> [round_channels(channels) for channels in (3, 18, 100)]  # 16 is less than 90 % of 18
+    [8, 24, 104]
     """
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
@@ -41,6 +42,9 @@ class SqueezeExcitation(nn.Module):
     s = gate(W₂ ReLU(W₁ z + b₁) + b₂) the excitation, and the output s·u, their (10). W₁ squeezes to
     C/reduction channels, rounded by :func:`round_channels`. ``gate`` is the sigmoid of Hu et al.
     or, in MobileNetV3, ``nn.Hardsigmoid``.
+
+    >>> SqueezeExcitation(64).fc1
+    Conv2d(64, 16, kernel_size=(1, 1), stride=(1, 1))
     """
 
     def __init__(self, channels: int, reduction: float = 4, gate: type[nn.Module] = nn.Sigmoid):
@@ -63,6 +67,11 @@ def changed_gates(model: nn.Module, change: Callable[[int, Tensor], Tensor | Non
     """Within the context, let ``change(i, s)`` replace the gates s (N×C×1×1) of the i-th SE module.
 
     A ``change`` that returns None only watches.
+
+    >>> module, u = SqueezeExcitation(8), torch.rand(1, 8, 2, 2)
+    >>> with changed_gates(module, lambda i, s: torch.ones_like(s)):
+    ...     torch.equal(module(u), u)
+    True
     """
     modules = [m for m in model.modules() if isinstance(m, SqueezeExcitation)]
     hooks = [
@@ -80,6 +89,9 @@ def watch(model: nn.Module, evaluate: Callable[[], Tensor]) -> tuple[list[Tensor
     """Return the gates, N×C for each squeeze-and-excitation module, and what ``evaluate`` returned.
 
     ``evaluate`` lets N images pass through ``model``, in one or more batches.
+
+    >>> watch(module := SqueezeExcitation(8), lambda: module(torch.ones(5, 8, 2, 2)))[0][0].shape
+    torch.Size([5, 8])
     """
     seen = defaultdict(list)
     with changed_gates(model, lambda i, s: seen[i].append(s.flatten(1))):
@@ -93,6 +105,9 @@ def between_classes(gates: Tensor, labels: Tensor) -> float:
     With gates s (N×C), Σ_c Σ_k n_k (mean of s_c in class k − mean of s_c)² over
     Σ_c Σ_i (s_ic − mean of s_c)². It is 1 for gates that the class determines, and 0 for gates that
     never change, of which it is undefined.
+
+    >>> between_classes(torch.tensor([[0.0], [0.0], [1.0], [1.0]]), torch.tensor([0, 0, 1, 1]))
+    1.0
     """
     centred = gates.double() - gates.double().mean(0)
     between = sum(
@@ -103,13 +118,16 @@ def between_classes(gates: Tensor, labels: Tensor) -> float:
     return (between / total).item() if total > 1e-12 * gates.numel() else 0.0
 
 
-def replacements(gates: list[Tensor]) -> dict[str, Change]:
+def replacements(gates: list[Tensor]) -> dict[str, Callable[[int, Tensor], Tensor]]:
     """Return what can stand in for the learned gates, by name, for use with ``changed_gates``.
 
     ``gates`` are those that :func:`watch` returned for N images. ``mean`` is their average for each
     channel, ``another image's`` gives each image all gates of one other of the N, which therefore
     must pass in the same order; ``another channel's`` deals each image's own gates out anew, to
     each in its own way; ``open`` is 1.
+
+    >>> list(replacements([torch.rand(5, 8)]))
+    ['learned', 'mean', "another image's", "another channel's", 'open']
     """
     chance = torch.Generator().manual_seed(0)
     # in a circle, each image's neighbour is another image
@@ -129,7 +147,11 @@ def replacements(gates: list[Tensor]) -> dict[str, Change]:
 
 
 def summary(gates: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return what a table of the gates (N×C) of one module shows, as :func:`study` lists it."""
+    """Return what a table of the gates (N×C) of one module shows, as :func:`study` lists it.
+
+    >>> summary(torch.tensor([[0.0, 1.0], [1.0, 1.0]]), torch.tensor([0, 1]))["open"]
+    0.75
+    """
     return {
         "channels": gates.shape[1],
         "mean": round(gates.mean().item(), 4),
@@ -143,17 +165,15 @@ def summary(gates: Tensor, labels: Tensor) -> dict[str, float]:
 def study(model: nn.Module, evaluate: Callable[[], Tensor], labels: Tensor) -> dict:
     """Measure a network's gates on N images.
 
-    Args:
-        model: a trained network with squeeze-and-excitation.
-        evaluate: returns its outputs for the images, N×classes, always in the same order.
-        labels: int64 N.
+    ``evaluate`` returns its outputs for the images, N×classes, always in the same order. Of the
+    result, ``modules`` has for each its number of channels, mean gate, a gate's standard deviation
+    over the images, shares of gates that are closed (0) and open (1), and η²; ``accuracy`` is that
+    with each of :func:`replacements`; ``only[a][b]`` counts the images that are right with a and
+    wrong with b, for paired comparisons.
 
-    Returns:
-        ``modules``, for each its number of channels, mean gate, a gate's standard deviation over
-        the images, shares of gates that are closed (0) and open (1), and η²; ``accuracy`` for each
-        of :func:`replacements`; ``only``, where ``only[a][b]`` counts the images that are right
-        with a and wrong with b, for paired comparisons.
-
+    >>> model, x = nn.Sequential(SqueezeExcitation(8), nn.Flatten()), torch.eye(8)[:, :, None, None]
+    >>> study(model, lambda: model(x), torch.arange(8))["accuracy"]["mean"]
+    1.0
     """
     gates, _ = watch(model, evaluate)
     right = {}

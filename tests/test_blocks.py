@@ -186,6 +186,17 @@ def test_bad_rows_are_refused_in_one_sentence():
         InvertedResidual(8, Row(3, 8, 8, False, "SWISH", 1))
 
 
+def test_the_seconds_are_those_of_the_calls_on_this_thread(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("mnlib.cost.time.thread_time", lambda: clock[0])
+    spent = iter([7.0, 1.0, 2.0, 3.0])  # the first is the warm-up
+
+    def variant():
+        clock[0] += next(spent)
+
+    assert time_in_turns({"a": variant}, 3) == {"a": [1.0, 2.0, 3.0]}
+
+
 def test_variants_are_called_in_turns_after_a_warm_up():
     calls, threads = [], torch.get_num_threads()
     seconds = time_in_turns({name: lambda name=name: calls.append(name) for name in "ab"}, 3)

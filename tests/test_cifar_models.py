@@ -1,10 +1,12 @@
 """The two networks of Table 1: He et al.'s ResNet-20, and a Neural ODE that is one."""
 
 import copy
+import math
 
 import pytest
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 from torch.nn import functional as F
 
 from mnlib.cifar import BasicBlock, NeuralODE, ResNet20
@@ -28,6 +30,28 @@ X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=to
 def test_resnet20_has_the_published_size_and_the_ode_no_more():
     assert parameters(ResNet20()) == 269_722  # He et al. (2016), table 6: 0.27 M
     assert parameters(NeuralODE()) == 262_746
+
+
+def test_networks_begin_with_he_s_variance_for_relus_and_with_pytorch_s_uniform_rule_otherwise():
+    """He et al. (2015), eq. (10): 2/fan_in before a ReLU. PyTorch's own: uniform, 1/(3 fan_in)."""
+    torch.manual_seed(0)
+    resnet, ode = ResNet20(), NeuralODE()
+    for model, gain in ((resnet, 2.0), (ode, 1 / 3)):
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_in = module.weight[0].numel()
+                variance = module.weight.detach().square().mean().item()
+                spread = 5 * (2 / module.weight.numel()) ** 0.5  # of the mean square
+                assert variance * fan_in == pytest.approx(gain, rel=spread)
+                bound = (fan_in**-0.5, math.inf)[model is resnet]
+                assert module.weight.abs().max() <= bound
+                assert module.bias is None or 0 < module.bias.abs().max() <= bound
+            elif isinstance(module, nn.BatchNorm2d):
+                assert (module.weight == 1).all()
+                assert not module.bias.any()
+            elif isinstance(module, nn.Linear):
+                assert module.weight.abs().max() <= module.in_features**-0.5
+                assert module.weight.std() > 0.5 * module.in_features**-0.5
 
 
 def test_resnet20_has_nine_blocks_in_three_stages_of_falling_resolution():
@@ -126,6 +150,24 @@ def test_penalty_is_zero_for_straight_flows_and_the_change_of_slope_otherwise(od
         torch.nn.init.ones_(block.field.branch[-1].bias)
     ode(X)
     torch.testing.assert_close(ode.penalty(), torch.zeros((), dtype=torch.float64))
+
+
+def test_penalty_needs_a_pass_in_training_mode(ode):
+    for forward in (lambda: None, lambda: ode.eval()(X)):
+        forward()
+        with pytest.raises(RuntimeError, match="call penalty\\(\\) after a pass in training mode"):
+            ode.penalty()
+
+
+def test_penalty_of_a_flow_that_stands_still_is_zero_and_has_a_gradient(ode):
+    for block in ode.blocks:
+        for parameter in block.field.branch[-1].parameters():
+            torch.nn.init.zeros_(parameter)
+    ode(X)
+    penalty = ode.penalty()
+    assert penalty == 0
+    penalty.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in ode.parameters())
 
 
 def test_training_with_the_penalty_straightens():

@@ -15,7 +15,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_data_layouts import WIDTHS, cifar_files, flower_files, mnist_files, write_folder
+from test_data_layouts import (
+    WIDTHS,
+    cifar_files,
+    flower_files,
+    mnist_files,
+    write_folder,
+    write_keras,
+)
 
 from mnlib.lab import data
 from mnlib.lab.data import contract, readers
@@ -211,12 +218,31 @@ def keras(folder, shape):
         group = out.create_group("block1_conv1")
         group.create_dataset("W", shape, "f4")
         group["b"] = np.zeros(64, "f4")
-        group.attrs["weight_names"] = [b"W", b"b"]
 
 
 def test_kernels_that_claim_more_than_they_hold_are_refused(folder):
     keras(folder, (2**16, 2**16, 3, 64))
     refused("vgg19", "block1_conv1 claims more than 134,217,728 bytes")
+
+
+def test_names_that_claim_gigabytes_are_not_read(folder, monkeypatch):
+    monkeypatch.setattr(contract, "VGG19_WIDTHS", WIDTHS)
+    weights, _, file = write_keras(folder)
+    content = file.read_bytes()
+    heap = content.index(b"GCOL")
+    name = struct.pack("<IQ", len("block1_conv1_W_1:0"), heap)
+    assert name in content
+    file.write_bytes(content.replace(name, struct.pack("<IQ", 2**32 - 1, heap)))
+    assert torch.equal(data.load("vgg19")["features.0.weight"], weights[0])
+
+
+@pytest.mark.parametrize("content", [np.zeros(64, "i4"), np.zeros((2, 64), "f4"), [b"text"] * 64])
+def test_other_things_than_biases_are_refused(folder, content):
+    keras(folder, (3, 3, 3, 64))
+    with h5py.File(next(folder.glob("*.h5")), "r+") as out:
+        del out["block1_conv1/b"]
+        out["block1_conv1/b"] = content
+    refused("vgg19", "block1_conv1 holds other things than a kernel and a bias")
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 3, 3, 64, 1), ()])

@@ -252,18 +252,24 @@ def apply(weights, biases, image):
     return image
 
 
-def test_keras_kernels_are_turned_to_torchs_order(folder, narrow):
+def write_keras(folder):
+    """Write random weights as Keras does; returns them and the file."""
     import h5py
 
     weights, biases = vgg_layers()
     names = [f"block{b}_conv{i}" for b, n in enumerate((2, 2, 4, 4, 4), 1) for i in range(1, n + 1)]
-    (folder / "models").mkdir()
-    file = folder / "models" / "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    file = folder / "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    folder.mkdir(exist_ok=True)
     with h5py.File(file, "w") as out:
         for name, weight, bias in zip(names, weights, biases, strict=True):
             group = out.create_group(name)
             group[f"{name}_W_1:0"], group[f"{name}_b_1:0"] = weight.permute(2, 3, 1, 0), bias
             group.attrs["weight_names"] = [f"{name}_W_1:0".encode(), f"{name}_b_1:0".encode()]
+    return weights, biases, file
+
+
+def test_keras_kernels_are_turned_to_torchs_order(folder, narrow):
+    weights, biases, _ = write_keras(folder / "models")
     loaded = data.load("vgg19")
     assert list(loaded)[:2] == ["features.0.weight", "features.0.bias"]
     assert list(loaded)[-1] == "features.34.bias"

@@ -190,6 +190,36 @@ def test_last_stage_before_and_after_the_redesign():
     torch.testing.assert_close(after.eval()(x), expected)
 
 
+@pytest.mark.parametrize("name", ["mobilenet_v1", *TORCHVISION])
+def test_networks_begin_as_torchvisions_do(name):
+    """Convolutions normal with variance 2/fan_out, linear layers 0.01², biases 0, norms 1 and 0."""
+    import torchvision
+
+    torch.manual_seed(0)
+    models = [getattr(mobilenet, name)()]
+    if name != "mobilenet_v1":
+        models.append(getattr(torchvision.models, name)())
+    for model in models:
+        for key, module in model.named_modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = module.weight[:, 0].numel()  # PyTorch's: groups do not count
+                expected = (2 / fan_out) ** 0.5
+            elif isinstance(module, nn.Linear):
+                expected = 0.01
+            else:
+                if isinstance(module, nn.BatchNorm2d):
+                    assert (module.weight == 1).all(), key
+                    assert not module.bias.any(), key
+                continue
+            weight = module.weight.detach() / expected
+            n = weight.numel()
+            assert abs(weight.mean()) < 5 * n**-0.5, key
+            assert weight.square().mean().item() == pytest.approx(1, abs=5 * (2 / n) ** 0.5), key
+            if n > 10_000:  # a normal law's fourth moment
+                assert weight.pow(4).mean().item() == pytest.approx(3, abs=5 * (96 / n) ** 0.5), key
+            assert module.bias is None or not module.bias.any(), key
+
+
 @pytest.mark.parametrize("width", [0, -1.0, float("nan")])
 def test_a_width_that_is_not_positive_is_refused(width):
     for name in ("mobilenet_v1", *TORCHVISION):

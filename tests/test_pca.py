@@ -88,6 +88,61 @@ def test_ratios_see_neither_scale_nor_order_of_the_kernels(seed, factor):
     torch.testing.assert_close(expected.sum(1), torch.ones(5, dtype=torch.float64))
 
 
+@sliced
+@sampled
+@pytest.mark.parametrize("center", [True, False])
+def test_float32_is_right_to_a_millionth(slices, samples, center):
+    """Slices whose mean is small, comparable and large, more of them than fit one product."""
+    mean = torch.logspace(-2, 5, 32)[:, None, None, None].expand(32, 40, 3, 3).clone()
+    mean = mean if slices == "horizontal" else mean.transpose(0, 1)
+    weight = torch.randn(mean.shape, generator=torch.Generator().manual_seed(3)) + mean
+    how = {"slices": slices, "samples": samples, "center": center}
+    exact = pca.explained_variance_ratio(weight.double(), **how)
+    for matrix, expected in zip(matrices(weight.double(), slices, samples), exact, strict=True):
+        squares = np.linalg.svd(matrix - center * matrix.mean(0), compute_uv=False) ** 2
+        np.testing.assert_allclose(expected, squares / squares.sum(), rtol=0, atol=1e-9)
+    ratios = pca.explained_variance_ratio(weight, **how)
+    assert ratios.dtype == torch.float64
+    torch.testing.assert_close(ratios, exact, rtol=0, atol=1e-6)
+
+
+@sliced
+@sampled
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e160, 1e300])
+def test_no_definition_sees_the_scale_of_float64(slices, samples, center, scale):
+    weights = [torch.randn(6, 4, 3, 3, dtype=torch.float64), torch.zeros(2, 6, 3, 3).double()]
+    weights[0][1], weights[0][:, 2] = 0, 0.1
+    scaled = [scale * w for w in weights]
+    how = {"slices": slices, "samples": samples, "center": center}
+    torch.testing.assert_close(
+        pca.explained_variance_ratio(scaled[0], **how),
+        pca.explained_variance_ratio(weights[0], **how),
+    )
+    for average in pca.AVERAGES:
+        expected = pca.first_component(weights, average=average, **how)
+        assert pca.first_component(scaled, average=average, **how) == pytest.approx(expected)
+
+
+@sampled
+def test_variances_have_the_weights_scale_where_a_slice_is_taken_again(samples):
+    weight = torch.randn(6, 4, 3, 3, dtype=torch.float64)
+    weight[:, 1] += 1e3
+    how = {"slices": "vertical", "samples": samples}
+    variances = pca.explained_variance(weight, **how)
+    torch.testing.assert_close(pca.explained_variance(1e-3 * weight, **how), 1e-6 * variances)
+    for matrix, variance in zip(matrices(weight, "vertical", samples), variances, strict=True):
+        expected = np.linalg.svd(matrix - matrix.mean(0), compute_uv=False) ** 2
+        np.testing.assert_allclose(variance, expected / (len(matrix) - 1), rtol=1e-8, atol=1e-9)
+
+
+def test_small_slices_count_like_large_ones():
+    weights = [torch.randn(6, 4, 3, 3), 1e-4 * torch.randn(5, 6, 3, 3)]
+    shares = [pca.explained_variance_ratio(w, slices="vertical")[:, 0] for w in weights]
+    mean = float(torch.cat(shares).mean())
+    assert pca.first_component(weights, slices="vertical") == pytest.approx(mean, abs=1e-6)
+
+
 @sampled
 def test_ratios_are_right_where_the_mean_dominates(samples):
     generator = torch.Generator().manual_seed(0)
@@ -164,9 +219,14 @@ def test_one_sentence_for_bad_input():
         pca.explained_variance(weight[..., 0, 0], slices="vertical")
     with pytest.raises(ValueError, match="'mean', 'median' or 'pooled'"):
         pca.first_component([weight], slices="vertical", average="mode")
-    weight[1, 1, 1, 1] = torch.nan
-    with pytest.raises(ValueError, match="NaN"):
-        pca.explained_variance(weight, slices="vertical")
+    for dtype in (torch.int64, torch.complex64):
+        with pytest.raises(ValueError, match=f"{dtype}.* give floating numbers"):
+            pca.explained_variance(weight.to(dtype), slices="vertical")
+    for value in (torch.nan, torch.inf, -torch.inf):
+        weight[1, 1, 1, 1] = value
+        for dtype in (torch.float32, torch.float64):
+            with pytest.raises(ValueError, match="NaN"):
+                pca.explained_variance(weight.to(dtype), slices="vertical")
 
 
 @few
@@ -221,8 +281,38 @@ def test_dtypes_are_kept_and_matrices_are_taken():
     weights, biases = chain(1, dtype=torch.float32)
     balanced = pca.balance(weights, biases)
     assert {t.dtype for t in balanced[0] + balanced[1]} == {torch.float32}
-    matrices = [w.sum((2, 3)) for w in weights]
-    assert [w.shape for w in pca.balance(matrices, biases)[0]] == [m.shape for m in matrices]
+    matrices = [w.double().sum((2, 3)) for w in weights]
+    balanced, _ = pca.balance(matrices, biases)
+    assert [w.shape for w in balanced] == [m.shape for m in matrices]
+    for before, after in itertools.pairwise(balanced):
+        torch.testing.assert_close(before.square().sum(1), after.square().sum(0))
+    for made in (pca.balanced_scales, pca.unit_norm_scales):
+        for scale, same in zip(
+            made(matrices), made([m[..., None, None] for m in matrices]), strict=True
+        ):
+            torch.testing.assert_close(scale, same)
+
+
+def test_scales_are_made_where_the_weights_are():
+    """A stand-in for a second device: what is made without naming one would be on it."""
+    weights, biases = chain(1)
+    with torch.device("meta"):
+        pca.rescale(weights, biases, pca.unit_norm_scales(weights))
+        pca.balance(weights, biases)
+        pca.explained_variance(weights[0], slices="vertical")
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e160])
+def test_balance_sees_no_scale_that_all_layers_share(scale):
+    weights, _ = chain(6)
+    for once, again in zip(
+        pca.balanced_scales(weights),
+        pca.balanced_scales([scale * w for w in weights]),
+        strict=True,
+    ):
+        torch.testing.assert_close(again, once)
+    first = pca.unit_norm_scales([scale * w for w in weights])[0]
+    torch.testing.assert_close(scale * first, pca.unit_norm_scales(weights)[0])
 
 
 def test_a_channel_that_nothing_reads_or_writes_keeps_its_scale():
@@ -262,6 +352,17 @@ def test_one_sentence_for_a_chain_that_does_not_fit():
     weights, biases = chain(3)
     with pytest.raises(ValueError, match="layer 1 reads 6 channels but layer 0 writes 8"):
         pca.balance([weights[0], weights[2]], biases[:2])
+    for value in (torch.nan, torch.inf):
+        spoiled = [w.clone() for w in weights]
+        spoiled[2][0, 0, 0, 0] = value
+        with pytest.raises(ValueError, match="a NaN or an infinity"):
+            pca.balance(spoiled, biases)
+        with pytest.raises(ValueError, match="a NaN or an infinity"):
+            pca.unit_norm_scales(spoiled)
+    with pytest.raises(ValueError, match=r"torch\.int64.* give floating numbers"):
+        pca.balance([w.long() for w in weights], biases)
+    with pytest.raises(ValueError, match=r"torch\.int64.* give floating numbers"):
+        pca.balance(weights, [b.long() for b in biases])
     with pytest.raises(ValueError, match="no weights"):
         pca.balanced_scales([])
     with pytest.raises(ValueError, match=r"give 4 and 3"):

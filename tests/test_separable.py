@@ -162,8 +162,10 @@ def test_the_bound_is_tight_and_separable_kernels_need_one_block(order):
 @pytest.mark.parametrize("n", [2, 40])
 def test_float32_is_as_good_as_its_precision(order, n):
     weight = random(n, n, 3, 3, dtype=torch.float32)
-    # Singular values over seven decades, so that the Gram matrix's square is hard.
-    weight = (weight.flatten(2) * torch.logspace(0, -7, 9)).view(n, n, 3, 3)
+    # Singular values over seven decades along rotated axes, so that the Gram matrix's square is
+    # hard: along the positions themselves each entry of it would keep its own precision.
+    axes = torch.linalg.qr(random(9, 9, seed=1)).Q.float()
+    weight = (weight.flatten(2) * torch.logspace(0, -7, 9) @ axes).view(n, n, 3, 3)
     for rank in range(1, min(9, n) + 1):
         parts = decouple(weight, order, rank)
         exact = decouple(weight.double(), order, rank)
@@ -180,6 +182,70 @@ def test_a_zero_weight_has_zero_error(order):
     assert not parts.weight().any()
 
 
+@ordered
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e160, 1e300])
+def test_errors_see_no_scale(order, scale):
+    weight = random(5, 4, 3, 3)
+    expected, parts = (decouple(w, order, rank=2) for w in (weight, scale * weight))
+    torch.testing.assert_close(parts.errors, expected.errors)
+    torch.testing.assert_close(parts.weight() / scale, expected.weight())
+
+
+@ordered
+def test_blocks_take_an_image_without_a_batch(order):
+    conv = nn.Conv2d(4, 6, 3)
+    x = random(4, 7, 8, dtype=torch.float32)
+    blocks = DecoupledConv2d(conv, order)
+    assert blocks(x).shape == (6, 5, 6)
+    torch.testing.assert_close(blocks(x), conv(x), rtol=0, atol=1e-5)
+
+
+@ordered
+def test_what_is_frozen_or_evaluating_stays_so(order):
+    conv = nn.Conv2d(4, 6, 3)
+    blocks = DecoupledConv2d(conv, order, 2)
+    assert blocks.training
+    assert all(p.requires_grad for p in blocks.parameters())
+    conv.weight.requires_grad_(False)
+    blocks = DecoupledConv2d(conv.eval(), order, 2)
+    assert not any(m.training for m in blocks.modules())
+    trainable = [name for name, p in blocks.named_parameters() if p.requires_grad]
+    assert trainable == [f"{'pointwise' if order == 'depthwise_first' else 'depthwise'}.bias"]
+    assert not any(
+        p.requires_grad for p in DecoupledConv2d(conv.requires_grad_(False)).parameters()
+    )
+
+
+def test_slices_are_a_view_and_their_grams_are_exact_in_any_layout():
+    weight = random(6, 8, 3, 3)
+    for w in (weight, weight.to(memory_format=torch.channels_last), weight[:, :7], weight[:, ::2]):
+        for vertical, axis in ((True, 1), (False, 0)):
+            slices = separable.slices_of(w, vertical)
+            matrices = [m.flatten(1) for m in w.unbind(axis)]
+            torch.testing.assert_close(slices, torch.stack(matrices), rtol=0, atol=0)
+            for dtype, tolerance in ((torch.float64, 1e-13), (torch.float32, 1e-5)):
+                grams = separable.gram_matrices(slices, dtype)
+                assert grams.dtype == dtype
+                expected = torch.stack([m.T @ m for m in matrices]).to(dtype)
+                torch.testing.assert_close(grams, expected, rtol=0, atol=tolerance)
+    assert separable.slices_of(weight, True).data_ptr() == weight.data_ptr()
+    many = random(2, 200, 1, 2)  # more than are converted at a time
+    torch.testing.assert_close(
+        separable.gram_matrices(separable.slices_of(many.float(), True), torch.float64),
+        torch.einsum("oih,oij->ihj", *2 * [many.float().double().flatten(2)]),
+    )
+
+
+def test_an_image_that_the_kernel_just_fits():
+    assert separable.multiply_adds("regular", 3, 4, 5, (5, 5)) == 3 * 4 * 25
+    assert separable.multiply_adds("depthwise_first", 3, 4, 3, (5, 5), dilation=2) == 27 + 12
+
+
+def test_a_bias_is_counted_only_if_asked_for():
+    assert separable.parameter_count("regular", 3, 4, 1) == 12
+    assert separable.parameter_count("regular", 3, 4, 1, bias=True) == 16
+
+
 def test_one_sentence_for_bad_input():
     weight = random(3, 4, 3, 3)
     with pytest.raises(ValueError, match="rank 4 is out of range: give 1 to 3"):
@@ -193,6 +259,12 @@ def test_one_sentence_for_bad_input():
     for dtype in (torch.float32, torch.float64):
         with pytest.raises(ValueError, match="NaN"):
             decouple(weight.to(dtype) / 0)
+    for dtype in (torch.int64, torch.complex64):
+        with pytest.raises(ValueError, match=f"{dtype}.* give floating numbers"):
+            decouple(weight.to(dtype))
+    for other in (nn.ConvTranspose2d(4, 4, 3), nn.Conv1d(4, 4, 3), nn.Linear(4, 4)):
+        with pytest.raises(ValueError, match=f"a {type(other).__name__} cannot .* give an nn.Conv"):
+            DecoupledConv2d(other)
     with pytest.raises(ValueError, match="2 groups"):
         DecoupledConv2d(nn.Conv2d(4, 4, 3, groups=2))
     with pytest.raises(ValueError, match="'sideways' is unknown"):

@@ -493,17 +493,20 @@ def vgg19_keras(path: Path) -> dict:
     import h5py
     import torch
 
-    weights, biases = [], []
+    weights, biases, size = [], [], 0
     with h5py.File(path) as file:
         for block, layers in _VGG19.items():
             for layer in range(1, len(layers) + 1):
-                group = file[f"block{block}_conv{layer}"]
-                stored = [group[name] for name in group.attrs["weight_names"]]
-                if any(values.nbytes > _FILE for values in stored):
-                    raise ValueError(f"block{block}_conv{layer} claims more than {_FILE:,} bytes")
-                kernel, bias = (values[()] for values in stored)
-                weights.append(torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()))
-                biases.append(torch.from_numpy(bias))
+                name = f"block{block}_conv{layer}"
+                # told by their axes: the attribute that lists them may claim gigabytes of names
+                stored = {values.ndim: values for values in file[name].values()}
+                if set(stored) != {1, 4} or any(v.dtype.kind != "f" for v in stored.values()):
+                    raise ValueError(f"{name} holds other things than a kernel and a bias")
+                size += stored[4].nbytes + stored[1].nbytes
+                if size > _FILE:
+                    raise ValueError(f"{name} claims more than {_FILE:,} bytes")
+                weights.append(torch.from_numpy(stored[4][()].transpose(3, 2, 0, 1).copy()))
+                biases.append(torch.from_numpy(stored[1][()]))
     return _vgg19(weights, biases)
 
 
