@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 Norm = Callable[[int], nn.Module]
+#: The layers that the tables of MobileNets name.
 NONLINEARITIES = {"RE": nn.ReLU, "RE6": nn.ReLU6, "HS": nn.Hardswish}
 _norm_v3 = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 

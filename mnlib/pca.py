@@ -251,7 +251,7 @@ def balanced_scales(weights: Sequence[Tensor]) -> list[Tensor]:
 def unit_norm_scales(weights: Sequence[Tensor]) -> list[Tensor]:
     """Return the scales with which :func:`rescale` gives every hidden channel's filter norm 1.
 
-    Layer by layer, m_c = (Σ_i |W_ci|² / m_i²)^−½; a filter that is zero keeps its scale.
+    Layer by layer, m_c = (Σ_i ‖W_ci‖² / m_i²)^−½; a filter that is zero keeps its scale.
 
     >>> unit_norm_scales([torch.tensor([[3.0, 4.0]]), torch.ones(1, 1)])
     [tensor([0.2000], dtype=torch.float64)]

@@ -34,7 +34,7 @@ Size = int | tuple[int, int]
 Form = Literal["regular", "depthwise_first", "pointwise_first"]
 ORDERS: tuple[Order, ...] = get_args(Order)
 
-# as the slides' O(), which are exact when there is no bias
+#: Parameters by form, as the slides' O(), which are exact when there is no bias.
 SLIDES_PARAMETERS = {
     "regular": "n_i·k_h·k_w·n_o",
     "depthwise_first": "k_h·k_w·n_i + n_i·n_o",
