@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mnlib.lab import runs
 from mnlib.lab.files import written_whole
-from mnlib.lab.verify import SUMS, Finding
+from mnlib.lab.verify import SUMS, Finding, parsed
 
 __all__ = ["write"]
 
@@ -76,7 +76,7 @@ def _codecheck(findings: list[Finding], data: Path, now: dict) -> str:
 
 def _crate(findings: list[Finding], data: Path, now: dict) -> str:
     listed = (runs.FOLDER / SUMS).read_text(encoding="utf-8")
-    hashes = dict(reversed(line.split("  ", 1)) for line in listed.splitlines())
+    hashes = parsed(listed)
     outcomes = {f"runs/{f.name}.json": f for f in findings if f.kind == "run"}
     files = []
     for name, sha256 in sorted(hashes.items()):

@@ -160,6 +160,13 @@ def task(run: Run) -> Task:
     return _choose("model", run.model, _choose("protocol", run.protocol, protocols))
 
 
+def _of_a_network(run: Run) -> Training | Mirrored:
+    what = task(run)
+    if isinstance(what, Measurement):
+        raise ValueError(f"run {run.name} trained no network as a whole; name a training")
+    return what
+
+
 def trained(run: Run) -> nn.Module:
     """Return the network that ``run`` recorded, in evaluation mode.
 
@@ -168,10 +175,7 @@ def trained(run: Run) -> nn.Module:
         ValueError: the weights are not those recorded, or nothing was trained.
 
     """
-    what = task(run)
-    if isinstance(what, Measurement):
-        raise ValueError(f"run {run.name} trained no network as a whole; name a training")
-    return tasks.restored(what.network, run)
+    return tasks.restored(_of_a_network(run).network, run)
 
 
 def outputs(run: Run, images: Tensor | np.ndarray) -> Tensor:
@@ -182,7 +186,7 @@ def outputs(run: Run, images: Tensor | np.ndarray) -> Tensor:
         ValueError: as there.
 
     """
-    mirrored = isinstance(task(run), Mirrored)
+    mirrored = isinstance(_of_a_network(run), Mirrored)
     return tasks.outputs(trained(run), run.results["recipe"], images, mirrored=mirrored)
 
 
@@ -196,7 +200,7 @@ def answers(run: Run) -> Tensor | None:
         ValueError: as :func:`trained`.
 
     """
-    what = task(run)
+    what = _of_a_network(run)
     if any(data.tier(name) != "real data" for name in what.images.inputs):
         return None
     network = trained(run)  # even where its answers are kept: the weights are compared
@@ -222,7 +226,7 @@ def evaluate(run: Run) -> float | None:
     found = answers(run)
     if found is None:
         return None
-    return training.accuracy(found, task(run).images.load("test").labels)
+    return training.accuracy(found, _of_a_network(run).images.load("test").labels)
 
 
 def _drawn(split: str) -> Dataset:
@@ -271,7 +275,7 @@ AUGMENTED_TRAININGS = {
 #: V3-Large last: without its weights the run ends there, with the command to get them
 IMAGENET_TRAININGS = _slides(True, mobilenet_v3_small=10, mobilenet_v2=5, mobilenet_v3_large=5)
 
-EXPERIMENTS: dict[str, dict[str, dict[str, Task]]] = {
+EXPERIMENTS: dict[str, dict[str, Mapping[str, Task]]] = {
     "vgg19_slices": {
         "slides": {"vgg19": Measurement("VGG-19's 16 convolutions", vgg.measure_slices, ("vgg19",))}
     },

@@ -10,13 +10,13 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mnlib.lab import claims, data, evaluations, experiments, fingerprint, runs
 from mnlib.lab.runs import NOT_RECORDED, Run
-from mnlib.lab.tasks import Measurement, Training
+from mnlib.lab.tasks import Measurement, Outcome, Training
 
-__all__ = ["FAILS", "OUTCOMES", "SUMS", "Finding", "sums", "verify"]
+__all__ = ["FAILS", "OUTCOMES", "SUMS", "Finding", "parsed", "sums", "verify"]
 
 VALID = "valid"
 AGAIN = "code changed, re-evaluated to the same outcome"
@@ -89,16 +89,19 @@ def sums(folder: Path) -> str:
     return "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(hashes.items()))
 
 
+def parsed(text: str) -> dict[str, str]:
+    """Return the hash of each file in a list such as :func:`sums` makes."""
+    pairs = (line.split("  ", 1) for line in text.splitlines())
+    return {name: sha256 for sha256, name in pairs}
+
+
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _files(folder: Path) -> Iterator[Finding]:
-    listed = dict(
-        reversed(line.split("  ", 1))
-        for line in (folder / SUMS).read_text(encoding="utf-8").splitlines()
-    )
-    found = dict(reversed(line.split("  ", 1)) for line in sums(folder).splitlines())
+    listed = parsed((folder / SUMS).read_text(encoding="utf-8"))
+    found = parsed(sums(folder))
     for name in sorted({*listed, *found}):
         if name not in found:
             yield Finding("file", name, FAILS, "it is listed and missing; git restore it")
@@ -161,6 +164,8 @@ def _run(run: Run) -> tuple[str, str]:
     if run.checkpoint is None:
         return NOT_HERE, f"no weights are kept; {_minutes(run)}: mnlib verify --rerun {run.name}"
     accuracy = experiments.evaluate(run)
+    assert accuracy is not None
+    assert run.accuracy is not None
     off = abs(accuracy - run.accuracy)
     why = f"accuracy {accuracy:.4f}, recorded {run.accuracy:.4f}"
     return (AGAIN if off <= SAME else FAILS), why
@@ -174,15 +179,15 @@ def _minutes(run: Run) -> str:
     return f"{max(1, round(run.seconds / 60))} min on {run.hardware}"
 
 
-def _plain(outcome) -> dict:
+def _plain(outcome: Outcome) -> dict[str, Any]:
     return {"accuracy": outcome.accuracy, "results": outcome.results}
 
 
-def _compared(run: Run, found: dict) -> tuple[str, str]:
+def _compared(run: Run, found: dict[str, Any]) -> tuple[str, str]:
     """Compare a measurement made again with its record, number by number."""
     worst = 0.0
     for path, recorded in _numbers({"accuracy": run.accuracy, "results": run.results}):
-        now = found
+        now: Any = found
         try:
             for key in path:
                 now = now[key]
@@ -193,7 +198,7 @@ def _compared(run: Run, found: dict) -> tuple[str, str]:
     return outcome, f"its numbers differ by at most {worst:.1e} of their size"
 
 
-def _numbers(value, path: tuple = ()) -> Iterator[tuple[tuple, float]]:
+def _numbers(value: Any, path: tuple = ()) -> Iterator[tuple[tuple, float]]:
     if isinstance(value, dict | list):
         pairs = value.items() if isinstance(value, dict) else enumerate(value)
         for key, part in pairs:
@@ -204,16 +209,22 @@ def _numbers(value, path: tuple = ()) -> Iterator[tuple[tuple, float]]:
 
 def _rerun(run: Run) -> tuple[str, str]:
     """Carry a run out again, elsewhere, and compare it with its record."""
-    asked = {"models": [run.model], "protocol": run.protocol, "seeds": [run.seed]}
     try:
         with TemporaryDirectory() as folder:
-            (again,) = experiments.run(run.experiment, **asked, folder=Path(folder))
+            (again,) = experiments.run(
+                run.experiment,
+                models=[run.model],
+                protocol=run.protocol,
+                seeds=[run.seed],
+                folder=Path(folder),
+            )
     except FileNotFoundError as error:
         return NOT_HERE, str(error)
     same = (again.accuracy, again.sha256) == (run.accuracy, run.sha256)
     if same and [*_lasting(again.results)] == [*_lasting(run.results)]:
         return IDENTICAL, f"on {again.hardware}"
-    if run.accuracy is None or isinstance(experiments.task(run), Measurement):
+    measured = isinstance(experiments.task(run), Measurement)
+    if measured or again.accuracy is None or run.accuracy is None:
         return _compared(run, {"accuracy": again.accuracy, "results": again.results})
     why = f"accuracy {again.accuracy:.4f}, recorded {run.accuracy:.4f} on {run.hardware}"
     return (CLOSE if abs(again.accuracy - run.accuracy) <= SPREAD else FAILS), why
