@@ -60,3 +60,8 @@ def test_the_drafts_settings_are_the_books_but_for_the_cache(tmp_path):
     assert config["execute"].pop("execute_notebooks") == "cache"
     assert book["execute"].pop("execute_notebooks") == "force"
     assert json.dumps(config) == json.dumps(book)
+
+
+def test_codemeta_says_what_citation_and_pyproject_say():
+    codemeta = script("codemeta")
+    assert codemeta.TARGET.read_text() == codemeta.text(), "run: python scripts/codemeta.py"
