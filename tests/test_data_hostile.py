@@ -20,6 +20,7 @@ from test_data_layouts import (
     cifar_files,
     flower_files,
     mnist_files,
+    stock_store,
     write_folder,
     write_keras,
 )
@@ -175,6 +176,12 @@ def test_a_picture_that_claims_a_wall_is_refused(folder, size):
     write_folder(folder / "flower_photos", files)
     with pytest.raises(ValueError, match=r"daisy/1\.jpg cannot be decoded \(.*pixels"):
         data.load("tf_flowers").images[1]
+
+
+def test_a_store_whose_pictures_claim_walls_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(readers, "_ARCHIVE", 3 * 20 * 32 * 32 - 1)
+    stock_store(folder)
+    refused("cifar10", "its pictures claim more pixels than any published data set has")
 
 
 def test_only_pictures_that_browsers_show_are_parsed(folder):

@@ -447,7 +447,10 @@ def tfds_store(path: Path, split: str) -> tuple[np.ndarray | Photographs, np.nda
     records.sort(key=lambda record: record.get("id", b""))
     images = [record["image"] for record in records]
     if encoded:
-        images = [np.asarray(_picture(image)) for image in images]
+        pictures = [_picture(image) for image in images]
+        if 3 * sum(picture.width * picture.height for picture in pictures) > _ARCHIVE:
+            raise ValueError("its pictures claim more pixels than any published data set has")
+        images = [np.asarray(picture) for picture in pictures]
     shape = (len(records), *builder.info.features["image"].shape)
     return np.stack(images).reshape(shape), np.array([r["label"] for r in records], np.int64)
 
