@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -29,6 +29,7 @@ few = settings(deadline=None, max_examples=25)
 
 @few
 @given(st.floats(0.1, 5000))
+@example(80 / 9)  # of which 8 are exactly 90 %
 def test_rounded_channels_are_a_near_multiple_of_8_as_torchvisions(channels):
     from torchvision.models._utils import _make_divisible
 

@@ -56,6 +56,20 @@ def test_a_damaged_store_is_said_in_its_row_and_the_others_are_listed(
     assert len(capsys.readouterr().out.splitlines()) == 1 + len(data.status())
 
 
+@pytest.mark.skipif(
+    os.name != "posix" or os.geteuid() == 0, reason="nothing is closed to the administrator"
+)
+def test_a_folder_that_may_not_be_entered_hides_only_itself(folder):
+    write_folder(folder / "weights", {"mobilenet_v2-b0353104.pth": b""})
+    write_folder(folder, mnist_files())
+    (folder / "weights").chmod(0o400)  # its names can be listed, not looked at
+    try:
+        assert row_of("mobilenet_v2")["tier"] == "embedded"
+        assert row_of("mnist")["tier"] == "real data"
+    finally:
+        (folder / "weights").chmod(0o700)
+
+
 def test_the_present_folder_can_be_named(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MNLIB_DATA", ".")

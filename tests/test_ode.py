@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mnlib.ode import FIXED, Counted, odeint
+from mnlib.ode.dopri5 import Dopri5
 from mnlib.ode.fixed import FixedSteps
 from mnlib.ode.runge_kutta import advance, combine, interpolate
 from mnlib.ode.tableaux import DOPRI5
@@ -176,17 +177,28 @@ def test_dopri5_repeats_no_attempt_that_has_failed():
     assert len(set(firsts)) == len(firsts)
 
 
-def test_no_evaluation_leaves_the_interval():
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (0.7, 0.1), (0.1, 0.7), (-0.7, 1e-3)])
+def test_no_evaluation_leaves_the_interval(method, ends):
+    """Nor by a rounding, as a + (b - a) may."""
     times = []
 
     def func(t, y):
         times.append(float(t))
         return -y
 
-    for method in METHODS:
-        odeint(func, tensor(1.0), tensor(0.0, 1.0), method=method)
-    assert min(times) == 0
-    assert max(times) <= 1
+    odeint(func, tensor(1.0), tensor(*ends), method=method)
+    assert times[0] == ends[0]
+    assert min(ends) <= min(times) <= max(times) <= max(ends)
+    if method in ("rk4", "dopri5"):
+        assert times[-1] == ends[1]
+
+
+def test_the_last_step_of_dopri5_ends_at_the_last_time():
+    solver = Dopri5(1e-6, 1e-6, 1000, False)
+    *before, (last, _, _) = solver.steps(lambda t, y: [-y[0]], [tensor(1.0)], [0.0, 0.5, 2.0])
+    assert [j for step, _, _ in before for j in step.inside] == [1]
+    assert (last.inside, last.last) == ((), 2)
 
 
 @settings(deadline=None, max_examples=15)
@@ -307,6 +319,17 @@ def visited(func, y0, ends):
 def test_the_first_step_is_that_of_hairer_norsett_and_wanner(func, y0, end, guess, first):
     start, ahead, stage, *_ = visited(func, y0, (0.0, end))
     assert (start, ahead, 5 * stage) == pytest.approx((0, guess, first), rel=1e-9)
+
+
+def test_the_first_step_suits_the_tensor_that_changes_most():
+    times = []
+
+    def func(t, y):
+        times.append(float(t))
+        return 0 * y[0], -2 * y[1]
+
+    odeint(func, (tensor(0.0), tensor(1.0)), tensor(0.0, 1.0), rtol=1e-3, atol=1e-3)
+    assert times[:3] == visited(lambda t, y: -2 * y, 1.0, (0.0, 1.0))[:3]
 
 
 @pytest.mark.parametrize(

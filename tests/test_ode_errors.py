@@ -48,6 +48,9 @@ def decay(t, y):
         (ONE, UNIT, {"method": "rk4", "step_size": math.nan}, ValueError, "step_size=nan must"),
         (ONE, UNIT, {"atol": 0.0}, ValueError, "atol=0.0"),
         (ONE, UNIT, {"rtol": -1.0}, ValueError, "rtol=-1.0"),
+        (ONE, UNIT, {"atol": math.inf}, ValueError, "atol=inf"),
+        (ONE, UNIT, {"rtol": math.inf}, ValueError, "rtol=inf"),
+        (ONE, UNIT, {"method": "rk4", "step_size": math.inf}, ValueError, "step_size=inf must"),
         (ONE, UNIT, {"gradient": "adjoint"}, ValueError, "pass params"),
         (ONE, UNIT, {"gradient": "checkpoint"}, ValueError, "pass params"),
         (
@@ -62,6 +65,13 @@ def decay(t, y):
 def test_bad_input(y0, t, options, error, words):
     with pytest.raises(error, match=words):
         odeint(decay, y0, t, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"method": "euler", "step_size": 0.1, "max_steps": 10}, {"rtol": 0.0, "atol": 1e-4}]
+)
+def test_what_just_meets_a_limit_is_taken(options):
+    assert odeint(decay, ONE, UNIT, **options).isfinite().all()
 
 
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])

@@ -9,6 +9,7 @@ import torchdiffeq
 from torch import nn
 
 from mnlib.ode import Counted, odeint
+from mnlib.ode.gradients import _tolerance_scales
 from mnlib.residual import ODEBlock, VectorField
 
 TIGHT = {"method": "dopri5", "rtol": 1e-11, "atol": 1e-12}
@@ -324,6 +325,12 @@ def test_the_units_of_the_loss_do_not_change_the_adjoints_steps(seminorm):
     assert found[0][0] == found[1][0] == found[2][0]
     assert torch.equal(found[0][1], found[1][1])
     assert torch.equal(found[2][1], found[1][1])
+
+
+def test_the_adjoints_tolerance_has_the_scale_of_the_gradient():
+    a = [torch.tensor([3.0, -4.0]), torch.tensor([[12.0]])]
+    assert _tolerance_scales(a, 1, False) == [1, 1, 13, 13, 19]
+    assert _tolerance_scales(a, 2, True) == [1, 1, 13, 13, math.inf, math.inf]
 
 
 def test_rows_of_weights_are_no_samples():

@@ -76,7 +76,7 @@ def test_uncentred_ratios_are_those_of_the_singular_values(slices, samples):
 
 
 @few
-@given(st.integers(0, 10**6), st.sampled_from([1e-25, 1e-6, 1.0, 1e25]))
+@given(st.integers(0, 10**6), st.sampled_from([1e-25, 1e-21, 1e-6, 1.0, 1e25]))
 def test_ratios_see_neither_scale_nor_order_of_the_kernels(seed, factor):
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(6, 5, 3, 3, generator=generator)
@@ -109,7 +109,7 @@ def test_float32_is_right_to_a_millionth(slices, samples, center):
 @sliced
 @sampled
 @pytest.mark.parametrize("center", [True, False])
-@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e160, 1e300])
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e160, 1e300])
 def test_no_definition_sees_the_scale_of_float64(slices, samples, center, scale):
     weights = [torch.randn(6, 4, 3, 3, dtype=torch.float64), torch.zeros(2, 6, 3, 3).double()]
     weights[0][1], weights[0][:, 2] = 0, 0.1

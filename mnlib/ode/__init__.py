@@ -122,11 +122,11 @@ def odeint(
         TypeError: y0 or t is not of floating point, the dtypes or devices differ, or ``func``
             returns another structure, shape, dtype or device than y0's.
         ValueError: an unknown name, a time or option out of its range, or parameters not given.
-        RuntimeError: dopri5's step underflows, the state is not finite (which is not looked at
-            while a CUDA graph is being recorded), too many steps. In the backward pass of
-            ``"checkpoint"`` and ``"adjoint"``: ``func`` uses tensors that want a gradient and are
-            not in ``params``, has other parameters or buffers, or gives other values than in the
-            forward pass, or a second derivative is asked for.
+        RuntimeError: dopri5's step underflows, too many steps, the state is not finite (not looked
+            at while a CUDA graph is recorded) or ``func`` overwrites it or a slope. In the backward
+            pass of ``"checkpoint"`` and ``"adjoint"``: ``func`` uses tensors that want a gradient
+            and are not in ``params``, has other parameters or buffers, or gives other values than
+            in the forward pass, or a second derivative is asked for.
 
     >>> odeint(lambda t, y: 2 * t, torch.tensor(0.0), torch.tensor([0.0, 1.0, 2.0]), method="rk4")
     tensor([0., 1., 4.])

@@ -37,7 +37,7 @@ class Dopri5:
     rtol: float
     atol: float
     max_steps: int
-    per_sample: bool = False
+    per_sample: bool
     tableau: Tableau = DOPRI5
 
     def steps(
@@ -45,8 +45,7 @@ class Dopri5:
     ) -> Iterator[tuple[Step, State, dict[int, State]]]:
         """Yield each accepted step, the state after it and those at the requested times in it.
 
-        ``scales`` multiplies ``atol`` for each tensor of the state; infinity leaves a tensor out
-        of the error norm.
+        ``scales`` multiplies ``atol`` for each tensor; infinity leaves one out of the error norm.
         """
         atol = [self.atol * scale for scale in scales or [1.0] * len(y)]
         times = plain(ts)

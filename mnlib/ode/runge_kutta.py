@@ -92,7 +92,8 @@ def advance(
     dt = t1 - t0
     slopes = [evaluate(field, t0, y, []) if slope is None else slope]
     for c, row in zip(tableau.c[1:], tableau.a[1:], strict=True):
-        slopes.append(evaluate(field, t0 + c * dt, combine(y, dt, row, slopes), slopes))
+        t = t1 if c == 1 else t0 + c * dt  # whose rounding may pass t1
+        slopes.append(evaluate(field, t, combine(y, dt, row, slopes), slopes))
     return combine(y, dt, tableau.b, slopes), slopes
 
 

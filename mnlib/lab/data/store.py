@@ -85,7 +85,8 @@ def find(name: str, within: list[Path] | None = None) -> tuple[Path, Layout] | N
     for folder in folders() if within is None else within:
         for layout in INPUTS[name].layouts:
             for path in sorted(folder.glob(layout.pattern)):
-                if path.exists() and path.suffix not in (".part", ".crdownload", ".tmp"):
+                # not path.exists(), which raises where a folder may not be entered
+                if os.path.exists(path) and path.suffix not in (".part", ".crdownload", ".tmp"):
                     return path, layout
     return None
 
@@ -185,7 +186,7 @@ def load(name: str, split: str = "train") -> Any:
         )
     found = find(name)
     if found is None:
-        looked = ", ".join(f"{f}{'' if f.is_dir() else ' (no folder)'}" for f in folders())
+        looked = ", ".join(f"{f}{'' if os.path.isdir(f) else ' (no folder)'}" for f in folders())
         raise FileNotFoundError(
             f"{name} is in none of the data folders {looked}: run: mnlib fetch {name}"
         )
