@@ -98,8 +98,8 @@ def test_the_constraints_satisfy_the_requirements():
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
-    pinned = {canonicalize_name(name): version for name, version in pinned.items()}
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    pinned = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
     extras = project["optional-dependencies"]
     for text in project["dependencies"] + extras["book"] + extras["test"]:
         wanted = Requirement(text)

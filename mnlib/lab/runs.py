@@ -18,8 +18,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from mnlib.lab import places
+
+if TYPE_CHECKING:  # listing what is recorded needs no PyTorch
+    import torch
 
 __all__ = [
     "FOLDER",
@@ -36,7 +40,7 @@ __all__ = [
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "data"
+FOLDER = places.FOLDER
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Run:
 
 #: What a measurement returns: the run, and the weights to keep with it, if any. Of processes that
 #: train together one alone has a run.
-Outcome = tuple[Run | None, Mapping[str, torch.Tensor] | None]
+Outcome = tuple[Run | None, Mapping[str, "torch.Tensor"] | None]
 
 
 @contextlib.contextmanager
@@ -110,6 +114,8 @@ def environment() -> dict[str, str]:
 
 
 def _hardware() -> str:
+    import torch
+
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()} × {torch.cuda.device_count()}"
     cpu = platform.processor() or platform.machine()
@@ -136,9 +142,9 @@ def _commit() -> str:
 
 def save_run(
     run: Run,
-    state: Mapping[str, torch.Tensor] | None = None,
+    state: Mapping[str, "torch.Tensor"] | None = None,
     *,
-    folder: Path = FOLDER,
+    folder: Path = places.WRITTEN,
 ) -> Run:
     """Write a run, and its weights ``state`` if there are any; return it as it reads back.
 
@@ -158,6 +164,8 @@ def save_run(
     with contextlib.ExitStack() as both:  # each is written before either is put in place
         part = both.enter_context(written_whole(path))
         if state is not None:
+            import torch
+
             kept = {
                 key: (value.half() if value.is_floating_point() else value).cpu().contiguous()
                 for key, value in state.items()
@@ -182,15 +190,19 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def load_runs(experiment: str | None = None, *, folder: Path = FOLDER) -> list[Run]:
+def load_runs(experiment: str | None = None, *, folder: Path | None = None) -> list[Run]:
     """Return the recorded runs, all or one experiment's, ordered by file name.
+
+    They are those of ``folder``, by default those of the user and what came with the code.
 
     Raises:
         ValueError: a file is no run (broken JSON, a missing or an unknown field).
 
     """
     found = []
-    for path in sorted((folder / "runs").glob("*.json")):
+    every = [path for each in _searched(folder) for path in (each / "runs").glob("*.json")]
+    first = {path.name: path for path in reversed(every)}  # a user's own hides the same run of ours
+    for _, path in sorted(first.items()):
         try:
             found.append(Run(**json.loads(path.read_text(encoding="utf-8"))))
         except (ValueError, TypeError) as error:
@@ -200,7 +212,11 @@ def load_runs(experiment: str | None = None, *, folder: Path = FOLDER) -> list[R
     return [run for run in found if experiment in (None, run.experiment)]
 
 
-def load_checkpoint(run: Run, *, folder: Path = FOLDER) -> dict[str, torch.Tensor]:
+def _searched(folder: Path | None) -> tuple[Path, ...]:
+    return places.READ if folder is None else (folder,)
+
+
+def load_checkpoint(run: Run, *, folder: Path | None = None) -> dict[str, "torch.Tensor"]:
     """Return the state dict of ``run`` as float32 on the CPU, once its checksum has been verified.
 
     Raises:
@@ -210,9 +226,15 @@ def load_checkpoint(run: Run, *, folder: Path = FOLDER) -> dict[str, torch.Tenso
     """
     if run.checkpoint is None:
         raise FileNotFoundError(f"run {run.name} has no checkpoint; train one with: {run.command}")
-    path = folder / "checkpoints" / run.checkpoint
-    if not path.is_file():
-        raise FileNotFoundError(f"{run.checkpoint} of run {run.name} is missing; git restore it")
+    import torch
+
+    there = [each / "checkpoints" / run.checkpoint for each in _searched(folder)]
+    path = next((path for path in there if path.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"{run.checkpoint} of run {run.name} is missing; git restore it in a checkout, "
+            f"or train it with: {run.command}"
+        )
     if (found := _sha256(path)) != run.sha256:
         raise ValueError(
             f"{run.checkpoint} has sha256 {found[:12]}…, its run recorded {str(run.sha256)[:12]}…; "
@@ -234,6 +256,6 @@ def provenance(run: Run) -> str:
     )
 
 
-def as_dicts(experiment: str | None = None, *, folder: Path = FOLDER) -> list[dict]:
+def as_dicts(experiment: str | None = None, *, folder: Path | None = None) -> list[dict]:
     """Return the recorded runs as JSON-ready dicts, for ``mnlib runs --json``."""
     return [dataclasses.asdict(run) for run in load_runs(experiment, folder=folder)]
