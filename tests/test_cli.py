@@ -146,8 +146,9 @@ def test_a_closed_pipe_is_no_error_to_read_about(command):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
 def test_an_interrupted_command_ends_without_a_traceback(tmp_path):
     code = """
-import sys, time
+import signal, sys, time
 from mnlib.lab import cli, data
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 data.status = lambda: print("begun", flush=True) or time.sleep(60)
 sys.exit(cli.main(["data"]))
 """

@@ -17,6 +17,7 @@ from PIL import Image
 import mnlib
 from mnlib.lab.claims import load_claims
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -176,3 +177,43 @@ print(places.WRITTEN)
     assert tmp_path in written.parents
     assert len([*written.rglob("*.json")]) == 1
     assert sorted(site.rglob("*.json")) == before
+
+
+SYSTEMS = {
+    "Linux": "x86_64-unknown-linux-gnu",
+    "Linux on ARM": "aarch64-unknown-linux-gnu",
+    "Windows": "x86_64-pc-windows-msvc",
+    "macOS 14": "aarch64-apple-darwin",
+}
+PYTHONS = ("3.11.0", "3.12", "3.13", "3.14")
+
+
+@pytest.mark.parametrize("version", PYTHONS)
+@pytest.mark.parametrize("system", [*SYSTEMS, "Linux, lowest versions"])
+def test_the_requirements_resolve_on_every_python_and_system_promised(system, version, tmp_path):
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if uv is None:
+        pytest.skip("uv, which resolves for other systems, is not installed")
+    how = {"Linux, lowest versions": ["--resolution", "lowest-direct"]}
+    command = [uv, "pip", "compile", ROOT / "pyproject.toml", "--extra", "test", "--quiet"]
+    command += how.get(system, ["--constraints", ROOT / "constraints.txt"])
+    command += ["--python-version", version, "--python-platform"]
+    command += [SYSTEMS.get(system, SYSTEMS["Linux"]), "--output-file", tmp_path / "found.txt"]
+    command += ["--only-binary", ":all:", "--no-binary", "promise"]  # which has no wheels anywhere
+    own = {**os.environ, "MACOSX_DEPLOYMENT_TARGET": "14.0"}
+    try:
+        done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=300)
+    except subprocess.TimeoutExpired:
+        pytest.skip("the registry did not answer within five minutes")
+    if done.returncode and "No solution found" not in done.stderr:
+        pytest.skip(f"the registry was not reached: {done.stderr[:200]}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_python_promised_is_tried():
+    from packaging.specifiers import SpecifierSet
+
+    promised = SpecifierSet(PROJECT["project"]["requires-python"])
+    assert all(version in promised for version in PYTHONS)
+    assert "3.10" not in promised
+    assert "3.15" not in promised
