@@ -161,6 +161,17 @@ sys.exit(cli.main(["data"]))
     assert running.wait() == 130
 
 
+def test_a_package_that_has_no_wheel_here_is_named(capsys, monkeypatch):
+    def status():
+        raise ModuleNotFoundError("No module named 'array_record'")
+
+    monkeypatch.setattr(data, "status", status)
+    assert cli.main(["data"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("mnlib: No module named 'array_record': install it")
+    assert err.count("\n") == 1
+
+
 def test_the_version_is_told(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["--version"])

@@ -254,6 +254,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain("interrupted")
         return 130
+    except ImportError as error:  # array-record, where it has no wheel
+        _complain(f"{error}: install it with pip; README.md tells what has no wheel where")
+        return 1
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         _complain(error)
         return 1
