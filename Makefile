@@ -21,6 +21,7 @@ test: $(VENV)/.installed-test
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy mnlib --exclude mnlib/lab
 
 # Re-run every chapter in place on the embedded tier: do this after a change of mnlib or of a cell.
 notebooks: $(VENV)/.installed-test

@@ -39,6 +39,7 @@ def outcome(command: str, folder: Path) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_wrong_factor_in_mnlib_fails_the_book(command, copy):
     file = copy / "mnlib" / "cost.py"

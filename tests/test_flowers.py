@@ -9,9 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
-from PIL import Image
 
-from mnlib.lab import classify, data, experiments, fingerprint, flowers, runs, training
+from mnlib.lab import data, experiments, fingerprint, flowers, runs, training
 
 CLASSES = data.CLASSES["tf_flowers"]
 PROVENANCE = {
@@ -263,18 +262,6 @@ def best(monkeypatch):
     return chosen
 
 
-def test_classify_asks_the_best_mobilenet_and_reads_any_picture(best, tmp_path):
-    Image.new("L", (50, 30), 250).save(tmp_path / "grey.png")
-    Image.new("RGBA", (30, 50), (0, 0, 0, 255)).save(tmp_path / "alpha.webp")
-    Image.new("P", (9, 9)).save(tmp_path / "palette.gif")
-    files = [tmp_path / name for name in ("grey.png", "alpha.webp", "palette.gif")]
-    rows = classify.classify(files)
-    assert [row["class"] for row in rows] == ["tulips", "daisy", "daisy"]
-    assert [row["file"] for row in rows] == [str(file) for file in files]
-    assert all(sum(row[name] for name in CLASSES) == pytest.approx(1, abs=0.003) for row in rows)
-    assert [run.model for run in best] == ["mobilenet_v3_small"]
-
-
 def test_trainings_come_in_the_books_order(best):
     assert [model for _, model in flowers.trainings()] == [*flowers.NAMES]
 
@@ -285,31 +272,3 @@ def test_the_figure_shows_each_accuracy_over_its_cost(best):
     points = {tuple(bars[0].get_xydata()[k]) for bars in ax.containers for k in range(4)}
     assert points == {(1, 0.7), (10, 0.9), (100, 0.8), (1000, 0.95)}
     assert [text.get_text() for text in ax.texts] == ["V2", "V3-Large", "V3-Small", "VGG-19"]
-
-
-def test_classify_turns_a_picture_as_its_camera_says(tmp_path):
-    image = Image.new("RGB", (40, 20))
-    image.paste((255, 255, 255), (0, 0, 20, 20))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the top of the scene is on the right of the stored picture
-    image.save(tmp_path / "turned.png", exif=exif)
-    pixels = classify._picture(tmp_path / "turned.png")
-    assert pixels[:100].min() == 255
-    assert pixels[124:].max() == 0
-
-
-@pytest.mark.parametrize("content", [b"", b"no picture", b"\xff\xd8\xff\xe0 cut short"])
-def test_classify_refuses_what_is_no_picture(best, tmp_path, content):
-    file = tmp_path / "x.jpg"
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.jpg is no readable picture.*give a JPEG"):
-        classify.classify([file])
-
-
-def test_classify_names_a_missing_file_and_a_missing_network(best, tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*gone\.jpg"):
-        classify.classify([tmp_path / "gone.jpg"])
-    monkeypatch.setattr(runs, "load_runs", lambda _: [])
-    Image.new("RGB", (9, 9)).save(tmp_path / "x.png")
-    with pytest.raises(FileNotFoundError, match="mnlib run flowers"):
-        classify.classify([tmp_path / "x.png"])

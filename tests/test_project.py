@@ -98,8 +98,8 @@ def test_the_constraints_satisfy_the_requirements():
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
-    pinned = {canonicalize_name(name): version for name, version in pinned.items()}
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    pinned = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
     extras = project["optional-dependencies"]
     for text in project["dependencies"] + extras["book"] + extras["test"]:
         wanted = Requirement(text)
@@ -205,17 +205,15 @@ def build(folder: Path, page: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BREAKAGES)
 def test_a_broken_page_fails_the_plain_build(kind, tmp_path):
-    result = build(tmp_path, BREAKAGES[kind])
-    assert result.returncode != 0, result.stdout + result.stderr
+    for _ in range(1 + (kind == "equation")):  # and a second time, with what the first has kept
+        result = build(tmp_path, BREAKAGES[kind])
+        assert result.returncode != 0, result.stdout + result.stderr
 
 
-def test_a_broken_page_fails_the_next_build_too(tmp_path):
-    for _ in range(2):
-        assert build(tmp_path, BREAKAGES["equation"]).returncode != 0
-
-
+@pytest.mark.slow
 def test_a_second_build_runs_an_unchanged_page_again_and_slides_keep_their_numbers(tmp_path):
     page = """```{code-cell}
 print(open("value").read())

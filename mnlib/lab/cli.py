@@ -1,24 +1,60 @@
 """The command ``mnlib``: data, experiments, recorded runs, claims, and classifying a picture."""
 
 import argparse
+import io
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["main", "parser"]
+from mnlib import __version__
+
+__all__ = ["EXPERIMENTS", "main", "parser"]
+
+#: What ``mnlib run --help`` lists without importing what it takes to run them: an experiment, a
+#: protocol and its models a line.
+EXPERIMENTS = """\
+  vgg19_slices   slides     vgg19
+  gates          imagenet   mobilenet_v3_small
+  drawn_flowers  plain      small mobilenet_v3_small_tiny
+  flowers        scratch    mobilenet_v3_small mobilenet_v3_large mobilenet_v2
+  flowers        frozen     vgg19 mobilenet_v3_small
+  flowers        pixels     near_duplicates
+  flowers        augmented  mobilenet_v2 mobilenet_v3_small
+  flowers        mirrored   mobilenet_v2 mobilenet_v3_small
+  flowers        imagenet   mobilenet_v3_small mobilenet_v2 mobilenet_v3_large
+  table1         slides     resnet20 neural_ode
+  table1         unpenalised  neural_ode
+  table1         good       resnet20 neural_ode
+  table1         trainval   resnet20 neural_ode
+  table1         mirrored   resnet20 neural_ode
+  mnist          good       neural_ode
+"""
+
+
+def _shown(value: object) -> str:
+    """Return a value as text of one line: a file's name may hold a newline or what is no text."""
+    text = "" if value is None else str(value)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _line(cells: Iterable[object], widths: Iterable[int]) -> str:
+    padded = (_shown(cell).ljust(width) for cell, width in zip(cells, widths, strict=True))
+    return "  ".join(padded).rstrip()
 
 
 def _print_table(rows: Iterable[dict]) -> None:
     rows = list(rows)
-    if not rows:
-        print("nothing to show")
-        return
-    cells = [list(rows[0])] + [["" if v is None else str(v) for v in row.values()] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        print("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
+    lines = [[*rows[0]], *([*row.values()] for row in rows)]
+    widths = [max(len(_shown(cell)) for cell in column) for column in zip(*lines, strict=True)]
+    for cells in lines:
+        print(_line(cells, widths))
+
+
+def _complain(error: object) -> None:
+    print(f"mnlib: {_shown(error)}", file=sys.stderr)
 
 
 def _fetch(args: argparse.Namespace) -> int:
@@ -37,21 +73,28 @@ def _data(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from mnlib.lab import places
     from mnlib.lab.experiments import run
     from mnlib.lab.training import keep_freed
 
     keep_freed()
-    run(args.experiment, models=args.model, protocol=args.protocol, seeds=args.seed)
+    run(
+        args.experiment,
+        models=args.model,
+        protocol=args.protocol,
+        seeds=args.seed,
+        folder=places.WRITTEN,
+    )
     return 0
 
 
 def _runs(args: argparse.Namespace) -> int:
-    from mnlib.lab import runs
+    from mnlib.lab import places, runs
 
     rows = runs.as_dicts()
     if args.json:
         print(json.dumps(rows, indent=1))
-    else:
+    elif rows:
         shown = ("experiment", "model", "protocol", "seed", "epochs")
         _print_table(
             {key: row[key] for key in shown}
@@ -62,6 +105,11 @@ def _runs(args: argparse.Namespace) -> int:
             }
             for row in rows
         )
+    else:
+        raise FileNotFoundError(
+            f"no run is recorded in {' or '.join(str(f / 'runs') for f in places.READ)}: "
+            "in a checkout run: git restore data, elsewhere install mnlib again"
+        )
     return 0
 
 
@@ -70,7 +118,7 @@ def _claims(args: argparse.Namespace) -> int:
 
     rows = [claims.measure(claim) for claim in claims.load_claims()]
     if args.json:
-        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        print(json.dumps(rows, indent=1))
     else:
         shown = ("id", "slides", "live", "recorded", "unit", "verdict")
         _print_table({key: _rounded(row[key]) for key in shown} for row in rows)
@@ -102,43 +150,101 @@ def _rounded(value: object) -> object:
 
 
 def _classify(args: argparse.Namespace) -> int:
-    from mnlib.lab.classify import classify
+    from tqdm import tqdm
 
-    _print_table(classify(args.photographs))
-    return 0
+    from mnlib.lab.classify import classify, pictures
+    from mnlib.lab.data import CLASSES
+
+    head = ["file", "class", *CLASSES["tf_flowers"]]
+    files = pictures(args.photographs)
+    # known before the answers are, which are printed as they come
+    widths = [max(len(_shown(cell)) for cell in ["file", *files])]
+    widths += [max(map(len, head)), *map(len, head[2:])]
+    good, bad = [], 0
+    for row in classify(files):
+        if "error" in row:
+            bad += 1
+            tqdm.write(f"mnlib: {_shown(row['error'])}", file=sys.stderr)  # above the bar
+            continue
+        if not args.json:
+            for cells in [row.values()] if good else [head, row.values()]:
+                tqdm.write(_line(cells, widths))
+        good.append(row)
+    if args.json:
+        print(json.dumps(good, indent=1))
+    return int(bad > 0)
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the argument parser of ``mnlib``."""
-    top = argparse.ArgumentParser(prog="mnlib", description=__doc__)
+    top = argparse.ArgumentParser(
+        prog="mnlib",
+        description=__doc__,
+        epilog=_examples(
+            "mnlib data                          what is there of the book's inputs",
+            "mnlib claims                        the slides' numbers beside what was measured",
+            "mnlib classify garden.jpg photos/   which flower a picture shows",
+            "mnlib COMMAND --help                more examples",
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"mnlib {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    fetch = commands.add_parser(
-        "fetch", help="bring data and weights (the only use of the network)"
+    def command(name: str, call, help: str, *examples: str, more: str = ""):
+        sub = commands.add_parser(
+            name,
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            epilog=_examples(*examples) + more,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(call=call)
+        return sub
+
+    fetch = command(
+        "fetch",
+        _fetch,
+        "bring data and weights (the only use of the network)",
+        "mnlib fetch",
+        "mnlib fetch cifar10 mnist",
+        "MNLIB_DATA=~/data mnlib fetch vgg19",
     )
     fetch.add_argument("names", nargs="*", metavar="NAME", help="default: all that can be reached")
-    fetch.set_defaults(call=_fetch)
 
-    data = commands.add_parser("data", help="tell which tier each input is in")
-    data.set_defaults(call=_data)
+    command("data", _data, "tell which tier each input is in", "mnlib data")
 
-    run = commands.add_parser("run", help="run an experiment in full and record it in data/")
-    run.add_argument("experiment")
+    run = command(
+        "run",
+        _run,
+        "run an experiment in full and record it",
+        "mnlib run drawn_flowers",
+        "mnlib run table1 --protocol slides --model resnet20 --seed 1 --seed 2",
+        more=f"\nexperiments, their protocols and models:\n{EXPERIMENTS}",
+    )
+    run.add_argument("experiment", metavar="EXPERIMENT", help="one of those below")
     run.add_argument("--model", action="append", help="only this model (may be repeated)")
     run.add_argument("--protocol", help="only this protocol")
     run.add_argument("--seed", type=int, action="append", help="default: 0 (may be repeated)")
-    run.set_defaults(call=_run)
 
-    runs = commands.add_parser("runs", help="list the recorded runs")
+    runs = command("runs", _runs, "list the recorded runs", "mnlib runs", "mnlib runs --json")
     runs.add_argument("--json", action="store_true", help="whole records, as JSON")
-    runs.set_defaults(call=_runs)
 
-    claims = commands.add_parser("claims", help="hold the slides' claims against what is measured")
+    claims = command(
+        "claims",
+        _claims,
+        "hold the slides' claims against what is measured",
+        "mnlib claims",
+        "mnlib claims --json",
+    )
     claims.add_argument("--json", action="store_true", help="whole rows, as JSON")
-    claims.set_defaults(call=_claims)
 
-    verify = commands.add_parser(
-        "verify", help="tell what of the records still holds, here and now"
+    verify = command(
+        "verify",
+        _verify,
+        "tell what of the records still holds, here and now",
+        "mnlib verify",
+        "mnlib verify --rerun table1-resnet20-slides-0",
     )
     verify.add_argument("names", nargs="*", metavar="NAME", help="a run or a claim (default: all)")
     verify.add_argument("--rerun", action="store_true", help="carry the runs out again: hours")
@@ -148,21 +254,50 @@ def parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="write codecheck.yml and ro-crate-metadata.json there, at the checkout's root",
     )
-    verify.set_defaults(call=_verify)
 
-    classify = commands.add_parser("classify", help="tell which flower a picture shows")
-    classify.add_argument("photographs", nargs="+", metavar="PHOTO")
-    classify.set_defaults(call=_classify)
+    classify = command(
+        "classify",
+        _classify,
+        "tell which flower a picture shows",
+        "mnlib classify garden.jpg windowsill.png",
+        "mnlib classify --json photos/ > answers.json",
+    )
+    classify.add_argument(
+        "photographs", nargs="+", metavar="PHOTO", help="a picture, or a folder of pictures"
+    )
+    classify.add_argument("--json", action="store_true", help="the answers, as JSON")
     return top
 
 
+def _examples(*lines: str) -> str:
+    return "examples:\n" + "".join(f"  {line}\n" for line in lines)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; a foreseen error is one line on standard error and exit status 1."""
-    args = parser().parse_args(argv)
+    """Run the command line; a foreseen error is one line on standard error and exit status 1.
+
+    Interrupted, the status is 130; where the reader of a pipe has gone, 141 and silence.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # escape what the terminal's encoding lacks
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return args.call(args)
+        try:
+            args = parser().parse_args(argv)
+            return args.call(args)
+        finally:
+            print(end="", flush=True)  # a pipe that was closed shows here, not after the end
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 130
+    except ImportError as error:  # array-record, where it has no wheel
+        _complain(f"{error}: install it with pip; README.md tells what has no wheel where")
+        return 1
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-        print(f"mnlib: {error}", file=sys.stderr)
+        _complain(error)
         return 1
 
 

@@ -5,11 +5,10 @@ The book's Sphinx extension reads them here, too: nothing that is slow to import
 
 import tomllib
 from dataclasses import dataclass
-from pathlib import Path
+
+from mnlib.lab.places import FOLDER
 
 __all__ = ["Item", "Slide", "ledger", "load_slides", "pieces"]
-
-DATA = Path(__file__).parents[2] / "data"
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,20 @@ class Slide:
 
 
 def ledger(name: str) -> list[dict]:
-    """Return the entries of a ledger, a file of ``data/`` with one array of tables."""
-    (entries,) = tomllib.loads((DATA / f"{name}.toml").read_text("utf-8")).values()
+    """Return the entries of a ledger, a file of ``data/`` with one array of tables.
+
+    Raises:
+        FileNotFoundError: the ledger is not there; the message names the remedy.
+
+    """
+    path = FOLDER / f"{name}.toml"
+    try:
+        (entries,) = tomllib.loads(path.read_text("utf-8")).values()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"the ledger {path} is missing: in a checkout run: git restore data, "
+            "elsewhere install mnlib again"
+        ) from None
     return entries
 
 

@@ -1,6 +1,7 @@
 """What has been computed, kept while nothing that it depends on has changed.
 
 The store lies below the checkout's ``_build``: a fresh clone, or ``make clean``, computes anew.
+Without a checkout nothing is kept.
 """
 
 import contextlib
@@ -11,13 +12,12 @@ from typing import Any
 
 import torch
 
-from mnlib.lab import fingerprint
+from mnlib.lab import fingerprint, places
 from mnlib.lab.files import written_whole
-from mnlib.lab.runs import ROOT
 
 __all__ = ["FOLDER", "kept"]
 
-FOLDER = ROOT / "_build" / "evaluations"
+FOLDER = places.CHECKOUT and places.CHECKOUT / "_build" / "evaluations"
 
 
 def kept(make: Callable[[], Any], *depends: Any) -> Any:
@@ -28,6 +28,8 @@ def kept(make: Callable[[], Any], *depends: Any) -> Any:
         depends: all else that can change the result, as JSON types: hashes of code and inputs.
 
     """
+    if FOLDER is None:
+        return make()
     everything = [*depends, fingerprint.versions(), torch.get_num_threads()]
     key = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
     path = FOLDER / f"{key[:32]}.pt"

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from mnlib.cifar import NeuralODE, ResNet20
-from mnlib.lab import data, evaluations, fingerprint, flowers, runs, tasks, training, vgg
+from mnlib.lab import data, evaluations, fingerprint, flowers, places, runs, tasks, training, vgg
 from mnlib.lab.data import Dataset
 from mnlib.lab.runs import Run, Which
 from mnlib.lab.tasks import Images, Measurement, Mirrored, Task, Training
@@ -82,7 +82,7 @@ def run(
     models: Iterable[str] | None = None,
     protocol: str | None = None,
     seeds: Iterable[int] | None = None,
-    folder: Path = runs.FOLDER,
+    folder: Path = places.WRITTEN,
 ) -> list[Run]:
     """Run an experiment in full and record it below ``folder``, a file a model, protocol and seed.
 

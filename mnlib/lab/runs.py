@@ -21,12 +21,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-
-from mnlib.lab import data, fingerprint
+from mnlib.lab import places
 from mnlib.lab.files import written_whole
+
+if TYPE_CHECKING:  # listing what is recorded needs no PyTorch
+    import torch
 
 __all__ = [
     "FOLDER",
@@ -44,7 +45,7 @@ __all__ = [
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "data"
+FOLDER = places.FOLDER
 
 #: The number of the records' form. Since 2 they name inputs, versions and code.
 SCHEMA = 2
@@ -67,6 +68,8 @@ class Which(NamedTuple):
     @property
     def progress(self) -> Path:
         """The file that keeps a training's state meanwhile."""
+        from mnlib.lab import data
+
         return data.folders()[0] / "runs" / f"{self.name}.pt"
 
 
@@ -116,6 +119,8 @@ def environment() -> dict[str, typing.Any]:
     ``commit`` ends in ``-dirty`` where tracked files outside ``data`` differ from it (an earlier
     run recorded anew changes nothing that runs), and is ``unknown`` outside a git checkout.
     """
+    from mnlib.lab import fingerprint
+
     return {
         "hardware": _hardware(),
         "commit": _commit(),
@@ -127,6 +132,8 @@ def environment() -> dict[str, typing.Any]:
 
 
 def _hardware() -> str:
+    import torch
+
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()} × {torch.cuda.device_count()}"
     cpu = platform.processor() or platform.machine()
@@ -154,9 +161,9 @@ def _commit() -> str:
 
 def save_run(
     run: Run,
-    state: Mapping[str, torch.Tensor] | None = None,
+    state: Mapping[str, "torch.Tensor"] | None = None,
     *,
-    folder: Path = FOLDER,
+    folder: Path = places.WRITTEN,
 ) -> Run:
     """Write a run, and its weights ``state`` if there are any; return it as it reads back.
 
@@ -176,6 +183,8 @@ def save_run(
     with contextlib.ExitStack() as both:  # each is written before either is put in place
         part = both.enter_context(written_whole(path))
         if state is not None:
+            import torch
+
             kept = {
                 key: (value.half() if value.is_floating_point() else value).cpu().contiguous()
                 for key, value in state.items()
@@ -202,8 +211,10 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def load_runs(experiment: str | None = None, *, folder: Path = FOLDER) -> list[Run]:
+def load_runs(experiment: str | None = None, *, folder: Path | None = None) -> list[Run]:
     """Return the recorded runs, all or one experiment's, ordered by file name.
+
+    They are those of ``folder``, by default those of the user and what came with the code.
 
     Raises:
         ValueError: a file is no run: broken JSON, a field that is missing, unknown or of another
@@ -211,7 +222,9 @@ def load_runs(experiment: str | None = None, *, folder: Path = FOLDER) -> list[R
 
     """
     found = []
-    for path in sorted((folder / "runs").glob("*.json")):
+    every = [path for each in _searched(folder) for path in (each / "runs").glob("*.json")]
+    first = {path.name: path for path in reversed(every)}  # a user's own hides the same run of ours
+    for _, path in sorted(first.items()):
         try:
             run = _decode(path.read_text(encoding="utf-8"))
             if run.name != path.stem:
@@ -222,6 +235,10 @@ def load_runs(experiment: str | None = None, *, folder: Path = FOLDER) -> list[R
             ) from error
         found.append(run)
     return [run for run in found if experiment in (None, run.experiment)]
+
+
+def _searched(folder: Path | None) -> tuple[Path, ...]:
+    return places.READ if folder is None else (folder,)
 
 
 def _decode(text: str) -> Run:
@@ -244,7 +261,7 @@ def _decode(text: str) -> Run:
     return Run(**entries)
 
 
-def load_checkpoint(run: Run, *, folder: Path = FOLDER) -> dict[str, torch.Tensor]:
+def load_checkpoint(run: Run, *, folder: Path | None = None) -> dict[str, "torch.Tensor"]:
     """Return the state dict of ``run`` as float32 on the CPU, once its checksum has been verified.
 
     Raises:
@@ -254,9 +271,15 @@ def load_checkpoint(run: Run, *, folder: Path = FOLDER) -> dict[str, torch.Tenso
     """
     if run.checkpoint is None:
         raise FileNotFoundError(f"run {run.name} has no checkpoint; train one with: {run.command}")
-    path = folder / "checkpoints" / run.checkpoint
-    if not path.is_file():
-        raise FileNotFoundError(f"{run.checkpoint} of run {run.name} is missing; git restore it")
+    import torch
+
+    there = [each / "checkpoints" / run.checkpoint for each in _searched(folder)]
+    path = next((path for path in there if path.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"{run.checkpoint} of run {run.name} is missing; git restore it in a checkout, "
+            f"or train it with: {run.command}"
+        )
     if (found := _sha256(path)) != run.sha256:
         raise ValueError(
             f"{run.checkpoint} has sha256 {found[:12]}…, its run recorded {str(run.sha256)[:12]}…; "
@@ -278,6 +301,6 @@ def provenance(run: Run) -> str:
     )
 
 
-def as_dicts(experiment: str | None = None, *, folder: Path = FOLDER) -> list[dict]:
+def as_dicts(experiment: str | None = None, *, folder: Path | None = None) -> list[dict]:
     """Return the recorded runs as JSON-ready dicts, for ``mnlib runs --json``."""
     return [dataclasses.asdict(run) for run in load_runs(experiment, folder=folder)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from mnlib.lab import claims, data, evaluations, experiments, fingerprint, runs
+from mnlib.lab import claims, data, evaluations, experiments, fingerprint, places, runs
 from mnlib.lab.runs import NOT_RECORDED, Run
 from mnlib.lab.tasks import Measurement, Outcome, Training
 
@@ -103,7 +103,9 @@ def _files(folder: Path) -> Iterator[Finding]:
     listed = parsed((folder / SUMS).read_text(encoding="utf-8"))
     found = parsed(sums(folder))
     for name in sorted({*listed, *found}):
-        if name not in found:
+        if name not in found and places.CHECKOUT is None:
+            yield Finding("file", name, NOT_HERE, "the installed package leaves it out")
+        elif name not in found:
             yield Finding("file", name, FAILS, "it is listed and missing; git restore it")
         elif name not in listed:
             yield Finding("file", name, FAILS, "it is not listed; if it is meant: make sums")
@@ -139,7 +141,9 @@ def _run(run: Run) -> tuple[str, str]:
     if run.checkpoint is not None:
         try:
             runs.load_checkpoint(run)
-        except (FileNotFoundError, ValueError) as error:
+        except FileNotFoundError as error:
+            return (NOT_HERE if places.CHECKOUT is None else FAILS), str(error)
+        except ValueError as error:
             return FAILS, str(error)
     same_code = run.code == fingerprint.code(task)
     hashed = all(entry["sha256"] != NOT_RECORDED for entry in run.inputs.values())
