@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mnlib.cost import (
+    PeakMemory,
     count_macs,
     count_parameters,
     fold_batch_norm,
@@ -185,6 +186,14 @@ def test_bad_rows_are_refused_in_one_sentence():
         InvertedResidual(8, Row(3, 8, 8, False, "RE", 3))
     with pytest.raises(ValueError, match="'SWISH' is unknown: choose one of RE, RE6, HS or None"):
         InvertedResidual(8, Row(3, 8, 8, False, "SWISH", 1))
+
+
+def test_counting_bytes_leaves_operations_as_they_are():
+    with PeakMemory() as memory:
+        y = torch.full((4,), 3, dtype=torch.float64)
+    assert y.tolist() == [3.0] * 4
+    assert y.dtype == torch.float64
+    assert memory.peak == 32
 
 
 def test_the_seconds_are_those_of_the_calls_on_this_thread(monkeypatch):

@@ -151,6 +151,8 @@ def test_ratios_are_right_where_the_mean_dominates(samples):
     expected = pca.explained_variance_ratio(weight, **options)
     shifted = pca.explained_variance_ratio(weight + 1e4, **options)
     torch.testing.assert_close(shifted, expected, rtol=0, atol=1e-10)
+    far = pca.explained_variance_ratio(weight + 1e9, **options)  # the weights keep seven digits
+    torch.testing.assert_close(far, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

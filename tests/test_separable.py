@@ -236,6 +236,15 @@ def test_slices_are_a_view_and_their_grams_are_exact_in_any_layout():
     )
 
 
+def test_what_is_not_given_is_as_in_pytorch():
+    ours, theirs = DepthwiseSeparableConv2d(4, 6, 3), nn.Conv2d(4, 6, 3)
+    assert ours(torch.ones(1, 4, 7, 7)).shape == theirs(torch.ones(1, 4, 7, 7)).shape
+    assert ours.pointwise.bias is not None
+    for name in ("stride", "padding", "dilation", "padding_mode"):
+        assert getattr(ours.depthwise, name) == getattr(theirs, name)
+    assert separable.multiply_adds("regular", 4, 6, 3, (7, 7)) == 4 * 6 * 9 * 25
+
+
 def test_an_image_that_the_kernel_just_fits():
     assert separable.multiply_adds("regular", 3, 4, 5, (5, 5)) == 3 * 4 * 25
     assert separable.multiply_adds("depthwise_first", 3, 4, 3, (5, 5), dilation=2) == 27 + 12
