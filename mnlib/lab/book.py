@@ -62,8 +62,8 @@ def table(rows: pd.DataFrame | Iterable[dict]) -> HTML:
 
 def _html(frame: pd.DataFrame, escape: bool = True) -> HTML:
     text = frame.to_html(index=False, border=0, escape=escape)
-    prose = frame.map(lambda cell: len(str(cell))).to_numpy().max(initial=0) > 40
-    return HTML(f'<div class="mnlib-table{" mnlib-prose" * prose}">{text}</div>')
+    prose = any(len(str(cell)) > 40 for column in frame for cell in frame[column])
+    return HTML(f'<div class="mnlib-table{" mnlib-prose" if prose else ""}">{text}</div>')
 
 
 def claims_table(chapter: str | None = None, kind: str | None = None) -> HTML:
