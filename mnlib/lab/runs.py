@@ -39,7 +39,7 @@ __all__ = [
     "written_whole",
 ]
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = places.CHECKOUT
 FOLDER = places.FOLDER
 
 
@@ -133,6 +133,8 @@ def _commit() -> str:
         command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
+    if ROOT is None:  # and git would tell of whatever repository the package is installed below
+        return "unknown"
     try:
         dirty = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!data")
         return git("rev-parse", "HEAD") + "-dirty" * bool(dirty)
