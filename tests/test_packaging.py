@@ -168,9 +168,13 @@ assert [run.seconds for run in again if run.name == shipped[0].name] == [1.0]
 assert runs.load_checkpoint(again[0])
 assert len(runs.load_runs()) > len(again)
 assert places.CHECKOUT is None
+assert runs.environment()["commit"] == "unknown"
 print(places.WRITTEN)
 """
     own = {"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]  # somebody else's repository
+    for arguments in (["init"], ["commit", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *arguments], cwd=site, capture_output=True, check=True)
     before = sorted(site.rglob("*.json"))
     done = python("-I", "-c", code, str(site), cwd=tmp_path, **own)
     written = Path(done.stdout.strip())

@@ -87,7 +87,10 @@ def classify(files: Iterable[str | Path], *, batch: int = 64) -> Iterator[dict[s
 
 
 def _picture(file: Path) -> np.ndarray:
-    """Read a picture upright and resize it as :func:`mnlib.lab.data.packed_flowers` does."""
+    """Read a picture upright and resize it as :func:`mnlib.lab.data.packed_flowers` does.
+
+    No photograph that was trained on has a camera's note of how it was held: all are as stored.
+    """
     if file.is_dir():
         raise ValueError(f"no picture lies in or below the folder {file}: name one that has some")
     try:

@@ -44,7 +44,7 @@ __all__ = [
     "save_run",
 ]
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = places.CHECKOUT
 FOLDER = places.FOLDER
 
 #: The number of the records' form. Since 2 they name inputs, versions and code.
@@ -152,6 +152,8 @@ def _commit() -> str:
         command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
+    if ROOT is None:  # and git would tell of whatever repository the package is installed below
+        return "unknown"
     try:
         dirty = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!data")
         return git("rev-parse", "HEAD") + "-dirty" * bool(dirty)
