@@ -1,6 +1,7 @@
 """Whatever layout and source an input comes in, what is loaded is the same; damage is named."""
 
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -434,3 +435,24 @@ def test_a_missing_batch_is_named(folder):
     write_folder(folder / "cifar-10-batches-py", files)
     with pytest.raises(ValueError, match="no file data_batch_3"):
         data.load("cifar10")
+
+
+def test_without_array_record_the_remedy_is_told(monkeypatch, tmp_path):
+    from mnlib.lab.data import readers
+
+    monkeypatch.setattr(readers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"array-record.*no wheel.*original archive"):
+        readers.need_array_record()
+
+
+def test_weights_that_the_records_started_from_are_recognised(monkeypatch, tmp_path):
+    from mnlib.lab.data import store
+
+    (tmp_path / "mobilenet_v2_imagenet.pth").write_bytes(b"weights")
+    known = hashlib.sha256(b"weights").hexdigest()
+    monkeypatch.setenv("MNLIB_DATA", str(tmp_path))
+    rows = {row["name"]: row["source"] for row in store.status()}
+    assert rows["mobilenet_v2"] == "ImageNet-1k weights, local file"
+    monkeypatch.setattr(store, "RECOGNISED", {known: "dequantised"})
+    rows = {row["name"]: row["source"] for row in store.status()}
+    assert rows["mobilenet_v2"] == "dequantised"

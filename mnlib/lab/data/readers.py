@@ -9,6 +9,7 @@ files need, however small or strange the file is.
 
 import contextlib
 import gzip
+import importlib.util
 import io
 import json
 import math
@@ -36,6 +37,7 @@ __all__ = [
     "flowers_folder",
     "members",
     "mnist_idx",
+    "need_array_record",
     "printable",
     "reason",
     "state_dict",
@@ -421,6 +423,15 @@ def flowers_archive(path: Path, split: str) -> tuple[Photographs, np.ndarray]:
         if name in CLASSES["tf_flowers"] and _is_photograph(file) and "__MACOSX" not in folders:
             by_file[f"{name}/{file}"] = partial(bytes, _bounded(content, file, _FILE))
     return _photographs(by_file)
+
+
+def need_array_record() -> None:
+    """Raise the RuntimeError where the format of the stores cannot be read or written."""
+    if importlib.util.find_spec("array_record") is None:
+        raise RuntimeError(
+            "the package array-record, which reads and writes stores, has no wheel for this "
+            "system: let MNLIB_DATA name a folder with the original archive or files"
+        )
 
 
 def tfds_store(path: Path, split: str) -> tuple[np.ndarray | Photographs, np.ndarray]:

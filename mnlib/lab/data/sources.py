@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from mnlib.lab.data import readers
 
-__all__ = ["INPUTS", "Input", "Layout", "Source"]
+__all__ = ["INPUTS", "RECOGNISED", "Input", "Layout", "Source"]
 
 
 class Layout(NamedTuple):
@@ -187,3 +187,16 @@ INPUTS: dict[str, Input] = {
 }
 """Every input by name. Archive checksums are those that tensorflow-datasets, Keras and torchvision
 publish; those of registry packages were taken from packages whose content was checked."""
+
+#: Files of weights that are known by their sha256: those that the records started from, which are
+#: not the ones that ``mnlib fetch`` brings.
+RECOGNISED = {
+    "9ecb662f1da0664312b778d8f3be85585d46152c5bdea9a674c0526b0b8927bb": (
+        "Google's quantisation-aware uint8 checkpoint mobilenet_v2_1.0_224 (Apache-2.0), "
+        "dequantised"
+    ),
+    "326b78341845b793ab51eb76eef74c213a0f85d963ff15199fdc96e635b69d0a": (
+        "Google's quantisation-aware uint8 checkpoint v3-small_224_1.0_uint8 (Apache-2.0), "
+        "dequantised"
+    ),
+}

@@ -21,8 +21,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from mnlib.lab.data.contract import check_dataset, check_weights
-from mnlib.lab.data.readers import CLASSES, Photographs, reason, tfds_store
-from mnlib.lab.data.sources import INPUTS, Layout
+from mnlib.lab.data.readers import (
+    CLASSES,
+    Photographs,
+    need_array_record,
+    reason,
+    tfds_store,
+)
+from mnlib.lab.data.sources import INPUTS, RECOGNISED, Layout
 
 __all__ = [
     "STORE_VERSION",
@@ -119,6 +125,9 @@ def status() -> list[dict[str, str]]:
         source = f"mnlib fetch {name}"
         if layout is not None:
             source = layout.source or _stored_source(name, path)
+            if path.is_file() and path.suffix == ".pth":
+                sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+                source = RECOGNISED.get(sha256, source)
         rows.append(
             {
                 "name": name,
@@ -138,6 +147,8 @@ def read(name: str, path: Path, layout: Layout, split: str) -> Any:
         ValueError: truncated, damaged, incomplete, or not what :func:`load` promises.
 
     """
+    if layout.read is tfds_store:
+        need_array_record()
     try:
         if not (path.is_file() or path.is_dir()):
             raise ValueError("it is neither file nor folder")
@@ -276,6 +287,7 @@ def write_store(name: str, splits: dict[str, Dataset], folder: Path, source: str
     Arrays are stored as their bytes, photographs as the original JPEG bytes with their names;
     the original order is kept. Returns ``folder/name/version``.
     """
+    need_array_record()
     import tensorflow_datasets as tfds
 
     photographs = isinstance(splits["train"].images, Photographs)
