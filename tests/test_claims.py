@@ -105,3 +105,23 @@ def test_what_the_compression_saves_is_counted_from_the_layers():
     saved = sum(2 * c * c - 2 * c * hidden for c, hidden in widths)
     total = 216_589_760  # multiply-adds, tests/test_mobilenet.py
     assert claims._compression_saves() == pytest.approx(100 * saved / (total + saved), rel=1e-3)
+
+
+def test_a_broken_entry_of_a_ledger_is_named_with_its_fault(tmp_path, monkeypatch):
+    from mnlib.lab import deck
+
+    text = (deck.FOLDER / "claims.toml").read_text(encoding="utf-8")
+    monkeypatch.setattr(deck, "FOLDER", tmp_path)
+    for old, new, why in [
+        ('unit = "ms"', "", "entry 1 of claims.toml.*no 'unit'"),
+        ("slide = 2\n", 'slide = "two"\n', "entry 1 of claims.toml.*'slide' is 'two'"),
+        ('unit = "ms"', 'unit = "ms"\ncolour = "red"', "'colour', which is unknown"),
+        ('unit = "ms"', "unit = ", r"claims.toml is no ledger.*restore it from git"),
+    ]:
+        assert old in text
+        (tmp_path / "claims.toml").write_text(text.replace(old, new, 1), encoding="utf-8")
+        with pytest.raises(ValueError, match=why):
+            claims.load_claims()
+    (tmp_path / "slides.toml").write_text('[[slide]]\ntitle = "t"\nitem = [{kind = "words"}]\n')
+    with pytest.raises(ValueError, match=r"slide 1 of slides.toml.*no 'quote'"):
+        deck.load_slides()

@@ -100,12 +100,12 @@ class Erratum:
 
 def load_claims() -> list[Claim]:
     """Return the claims in the slides' order."""
-    return [Claim(**entry) for entry in ledger("claims")]
+    return ledger("claims", Claim)
 
 
 def load_errata() -> list[Erratum]:
     """Return the errata in the slides' order."""
-    return [Erratum(**entry) for entry in ledger("errata")]
+    return ledger("errata", Erratum)
 
 
 def _recorded(experiment: str, model: str, protocol: str) -> runs.Run | None:

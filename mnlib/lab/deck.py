@@ -5,10 +5,15 @@ The book's Sphinx extension reads them here, too: nothing that is slow to import
 
 import tomllib
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
+from mnlib.lab.files import checked
 from mnlib.lab.places import FOLDER
 
 __all__ = ["Item", "Slide", "ledger", "load_slides", "pieces"]
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,12 @@ class Slide:
     items: tuple[Item, ...]
 
 
-def ledger(name: str) -> list[dict]:
-    """Return the entries of a ledger, a file of ``data/`` with one array of tables.
+def ledger(name: str, kind: type[T]) -> list[T]:
+    """Return the entries of a ledger, a file of ``data/`` with one array of tables, as ``kind``.
 
     Raises:
         FileNotFoundError: the ledger is not there; the message names the remedy.
+        ValueError: it is no TOML, or an entry lacks a field, has an unknown or a wrong one.
 
     """
     path = FOLDER / f"{name}.toml"
@@ -45,14 +51,35 @@ def ledger(name: str) -> list[dict]:
             f"the ledger {path} is missing: in a checkout run: git restore data, "
             "elsewhere install mnlib again"
         ) from None
-    return entries
+    except ValueError as error:
+        raise ValueError(f"{path.name} is no ledger ({error}): restore it from git") from error
+    return [_entry(f"entry {n} of {path.name}", kind, entry) for n, entry in enumerate(entries, 1)]
+
+
+def _entry(where: str, kind: type[T], entry: Any) -> T:
+    try:
+        return checked(kind, entry)
+    except ValueError as error:
+        raise ValueError(
+            f"{where} is broken ({error}): mend it, or restore the file from git"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Entry:
+    title: str
+    item: list
 
 
 def load_slides() -> list[Slide]:
     """Return the slides in the deck's order."""
     return [
-        Slide(number, entry["title"], tuple(Item(**item) for item in entry["item"]))
-        for number, entry in enumerate(ledger("slides"), 1)
+        Slide(
+            number,
+            entry.title,
+            tuple(_entry(f"slide {number} of slides.toml", Item, item) for item in entry.item),
+        )
+        for number, entry in enumerate(ledger("slides", _Entry), 1)
     ]
 
 

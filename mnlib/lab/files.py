@@ -1,12 +1,44 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and what is read from them field by field."""
 
 import contextlib
+import dataclasses
 import os
 import time
+import types
+import typing
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
-__all__ = ["written_whole"]
+__all__ = ["checked", "written_whole"]
+
+T = TypeVar("T")
+
+
+def checked(kind: type[T], entries: Any) -> T:
+    """Return the dataclass ``kind`` made of fields that were read from JSON or TOML.
+
+    Raises:
+        ValueError: a field is missing, unknown or of another type; the message says which.
+
+    """
+    if not isinstance(entries, dict):
+        raise ValueError("it is no object with fields")
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    missing = dataclasses.MISSING
+    for name, wanted in typing.get_type_hints(kind).items():
+        if name not in entries:
+            if (fields[name].default, fields[name].default_factory) == (missing, missing):
+                raise ValueError(f"it has no {name!r}")
+            continue
+        kinds = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
+        kinds = tuple(typing.get_origin(each) or each for each in kinds)
+        kinds += (int,) * (float in kinds)  # 1.0 is 1 in some hands
+        if not isinstance(entries[name], kinds) or isinstance(entries[name], bool):
+            raise ValueError(f"its {name!r} is {entries[name]!r:.40}")
+    if strange := entries.keys() - fields.keys():
+        raise ValueError(f"it has a field {min(strange)!r}, which is unknown")
+    return kind(**entries)
 
 
 @contextlib.contextmanager

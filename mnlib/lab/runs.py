@@ -15,7 +15,6 @@ import platform
 import shlex
 import subprocess
 import sys
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mnlib.lab import places
-from mnlib.lab.files import written_whole
+from mnlib.lab.files import checked, written_whole
 
 if TYPE_CHECKING:  # listing what is recorded needs no PyTorch
     import torch
@@ -246,21 +245,10 @@ def _searched(folder: Path | None) -> tuple[Path, ...]:
 def _decode(text: str) -> Run:
     """Return the run that a text records; a ValueError says what it lacks."""
     entries = json.loads(text)
-    if not isinstance(entries, dict):
-        raise ValueError("it is no object with fields")
-    if entries.get("schema") != SCHEMA:
-        raise ValueError(f"its schema is {entries.get('schema')!r}, this version reads {SCHEMA}")
-    for name, wanted in typing.get_type_hints(Run).items():
-        if name not in entries:
-            raise ValueError(f"it has no {name!r}")
-        kinds = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
-        kinds = tuple(typing.get_origin(kind) or kind for kind in kinds)
-        kinds += (int,) * (float in kinds)  # JSON writes 1.0 as 1 in some hands
-        if not isinstance(entries[name], kinds) or isinstance(entries[name], bool):
-            raise ValueError(f"its {name!r} is {entries[name]!r:.40}")
-    if strange := entries.keys() - {f.name for f in dataclasses.fields(Run)}:
-        raise ValueError(f"it has a field {min(strange)!r}, which no run has")
-    return Run(**entries)
+    found = entries.get("schema") if isinstance(entries, dict) else SCHEMA
+    if found != SCHEMA:
+        raise ValueError(f"its schema is {found!r}, this version reads {SCHEMA}")
+    return checked(Run, entries)
 
 
 def load_checkpoint(run: Run, *, folder: Path | None = None) -> dict[str, "torch.Tensor"]:
