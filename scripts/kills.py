@@ -51,10 +51,14 @@ def trained(folder: Path) -> str:
 
 
 def fetched(folder: Path) -> str:
-    """Return the hash of every file that a download left behind."""
+    """Return the hash of every file that a download put in place.
+
+    What a killed writer left in its temporary folder does not count: the next writer removes it.
+    """
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith(".mnlib"):
+        inside = path.relative_to(folder).parts
+        if path.is_file() and not any(part.startswith(".mnlib") for part in inside):
             digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 

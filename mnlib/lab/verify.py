@@ -8,15 +8,27 @@ again, or the measurement is made again. What needs hours, a GPU or absent data 
 import hashlib
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from mnlib.lab import claims, data, evaluations, experiments, fingerprint, places, runs
+from mnlib.lab.deck import ledger
 from mnlib.lab.runs import NOT_RECORDED, Run
 from mnlib.lab.tasks import Measurement, Outcome, Training
 
-__all__ = ["FAILS", "OUTCOMES", "SUMS", "Finding", "parsed", "sums", "verify"]
+__all__ = [
+    "FAILS",
+    "OUTCOMES",
+    "SUMS",
+    "Counted",
+    "Finding",
+    "load_counted",
+    "parsed",
+    "sums",
+    "verify",
+]
 
 VALID = "valid"
 AGAIN = "code changed, re-evaluated to the same outcome"
@@ -50,6 +62,25 @@ class Finding(NamedTuple):
     name: str
     outcome: str
     why: str
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a script out of CI counted: how often something was ``tried``, and with what faults."""
+
+    subject: str
+    tried: int
+    faults: int
+    found: str
+    command: str
+    commit: str
+    date: str
+    hardware: str
+
+
+def load_counted() -> list[Counted]:
+    """Return the counts of ``data/counted.toml``."""
+    return ledger("counted", Counted)
 
 
 def verify(names: list[str] | None = None, *, rerun: bool = False) -> Iterator[Finding]:
