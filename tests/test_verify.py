@@ -126,6 +126,12 @@ def test_changed_code_is_evaluated_again_and_may_fail(project, monkeypatch):
     assert outcomes()["toy-m-short-0"].outcome == verify.AGAIN
     record(project, "m", results={"seen": [1.6, 0]})
     assert outcomes()["toy-m-short-0"].outcome == verify.FAILS
+    record(project, "m", results={"seen": [1.5, 0], "row": {"accuracy": 0.9}})
+    found = {"accuracy": None, "results": {"seen": [1.5, 0], "row": {"accuracy": 0.9015}}}
+    (run,) = (r for r in runs.load_runs() if r.model == "m")
+    assert verify._compared(run, found)[0] == verify.AGAIN  # a photograph of 734
+    found["results"]["row"]["accuracy"] = 0.903
+    assert verify._compared(run, found)[0] == verify.FAILS
     record(project, "m", results={"seen": [1.5, 0], "more": 1})
     assert outcomes()["toy-m-short-0"].why == "the measurement no longer gives results.more"
 
