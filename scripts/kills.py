@@ -7,7 +7,6 @@ started, killed (SIGKILL) after a random time, and started again until they end;
 compared with that of one that was not killed. Prints a row a subject, as JSON.
 """
 
-import hashlib
 import json
 import os
 import random
@@ -16,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -50,17 +50,12 @@ def trained(folder: Path) -> str:
     return json.dumps([kept, left])
 
 
-def fetched(folder: Path) -> str:
-    """Return the hash of every file that a download put in place.
-
-    What a killed writer left in its temporary folder does not count: the next writer removes it.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder).parts
-        if path.is_file() and not any(part.startswith(".mnlib") for part in inside):
-            digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()
+def fetched(name: str, folder: Path) -> str:
+    """Return the hash of a fetched input's content: a store's bytes differ from run to run."""
+    code = f"from mnlib.lab import fingerprint; print(fingerprint.inputs({name!r})['sha256'])"
+    environment = {**os.environ, "MNLIB_DATA": str(folder)}
+    command = [sys.executable, "-c", code]
+    return subprocess.check_output(command, cwd=ROOT, env=environment, text=True)
 
 
 def attempt(command: list[str], folder: Path, seconds: float | None) -> bool:
@@ -114,7 +109,8 @@ def main() -> None:
     mnlib = [sys.executable, "-m", "mnlib.lab.cli"]
     subjects = {"training": (lambda f: [sys.executable, "-c", TRAIN, str(f)], trained)}
     for name in inputs:
-        subjects[f"fetch {name}"] = (lambda _, name=name: [*mnlib, "fetch", name], fetched)
+        fetch = (lambda _, name=name: [*mnlib, "fetch", name], partial(fetched, name))
+        subjects[f"fetch {name}"] = fetch
     for subject, (command, outcome) in subjects.items():
         counts = count(command, outcome, time.monotonic() + share)
         print(json.dumps({"subject": subject, **counts}), flush=True)
