@@ -244,9 +244,9 @@ def main() -> None:
     arguments.add_argument("--inputs", type=int, default=10_000, help="at most, for each reader")
     arguments = arguments.parse_args()
     tfds.disable_progress_bar()
-    rows, end, todo = [], time.monotonic() + arguments.seconds, readers()
-    for done, (key, reader) in enumerate(todo.items()):
-        until = time.monotonic() + (end - time.monotonic()) / (len(todo) - done)
+    rows, end, waiting = [], time.monotonic() + arguments.seconds, readers()
+    for done, (key, reader) in enumerate(waiting.items()):
+        until = time.monotonic() + (end - time.monotonic()) / (len(waiting) - done)
         counts, faults, slowest, most = collections.Counter(), {}, 0.0, 0
         for number, (what, seconds, taken) in enumerate(outcomes(key, reader), 1):
             fault = what.startswith("fault")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_flowers import PROVENANCE, RECIPE
+from test_flowers import RECORDED
 
 from mnlib.lab import classify as module
 from mnlib.lab import data, experiments, runs
@@ -30,19 +30,7 @@ class Bright(torch.nn.Module):
 @pytest.fixture
 def best(monkeypatch):
     """The recorded runs, of which the best MobileNet is :class:`Bright`; a list of those asked."""
-    common = {
-        **PROVENANCE,
-        "experiment": "flowers",
-        "protocol": "scratch",
-        "results": {"probabilities": [], "recipe": RECIPE},
-    }
-    recorded = [
-        runs.Run(model="vgg19", accuracy=0.95, checkpoint="c.pt", **common),
-        runs.Run(model="mobilenet_v2", accuracy=0.7, checkpoint="a.pt", **common),
-        runs.Run(model="mobilenet_v3_small", accuracy=0.8, checkpoint="b.pt", **common),
-        runs.Run(model="mobilenet_v3_large", accuracy=0.9, **common),
-    ]
-    monkeypatch.setattr(runs, "load_runs", lambda _: recorded)
+    monkeypatch.setattr(runs, "load_runs", lambda _: RECORDED)
     chosen = []
     monkeypatch.setattr(experiments, "trained", lambda run: chosen.append(run) or Bright())
     return chosen

@@ -13,7 +13,7 @@ from torch import nn
 from mnlib import pca
 from mnlib.cifar import NeuralODE
 from mnlib.cost import count_parameters
-from mnlib.lab import cli, experiments, runs, training
+from mnlib.lab import cli, evaluations, experiments, runs, training
 from mnlib.lab.data import Dataset
 from mnlib.lab.images import prepare
 from mnlib.lab.tasks import Images, Mirrored, Training
@@ -50,6 +50,7 @@ def toy(monkeypatch, tmp_path):
     table = {name: {key: dict(row) for key, row in rows.items()} for name, rows in TABLE.items()}
     monkeypatch.setattr(experiments, "EXPERIMENTS", table)
     monkeypatch.setenv("MNLIB_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(evaluations, "FOLDER", tmp_path / "evaluations")
     return tmp_path
 
 

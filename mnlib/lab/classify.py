@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from mnlib.lab import experiments, flowers, tasks
+from mnlib.lab import experiments, flowers
 
 __all__ = ["classify", "pictures"]
 
@@ -61,8 +61,7 @@ def classify(files: Iterable[str | Path], *, batch: int = 64) -> Iterator[dict[s
     if not kept:
         raise FileNotFoundError("no trained network is there: train one with: mnlib run flowers")
     best = max(kept, key=lambda run: run.accuracy)
-    model, recipe = experiments.trained(best), best.results["recipe"]
-    mirrored = isinstance(experiments.task(best), tasks.Mirrored)
+    ask = experiments.asker(best)
     files = list(files)
     with tqdm(total=len(files), unit=" pictures", disable=None) as bar:
         for start in range(0, len(files), batch):
@@ -75,8 +74,7 @@ def classify(files: Iterable[str | Path], *, batch: int = 64) -> Iterator[dict[s
                     rows[-1]["error"] = str(error)
                 bar.update()
             if images:
-                outputs = tasks.outputs(model, recipe, np.stack(images), mirrored=mirrored)
-                answers = iter(outputs.softmax(1))
+                answers = iter(ask(np.stack(images)).softmax(1))
                 for row in rows:
                     if "error" not in row:
                         shares = next(answers)

@@ -5,7 +5,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,7 @@ __all__ = [
     "SHORT_ODE",
     "SOLVERS",
     "answers",
+    "asker",
     "evaluate",
     "outputs",
     "run",
@@ -178,16 +179,29 @@ def trained(run: Run) -> nn.Module:
     return tasks.restored(_of_a_network(run).network, run)
 
 
+def asker(run: Run) -> Callable[[Tensor | np.ndarray], Tensor]:
+    """Return what gives the outputs of :func:`trained`'s network for images, N×classes.
+
+    The network is loaded once, and asked as ``run`` was tested.
+
+    Raises:
+        FileNotFoundError: as :func:`trained`.
+        ValueError: as :func:`trained`.
+
+    """
+    mirrored = isinstance(_of_a_network(run), Mirrored)
+    return partial(tasks.outputs, trained(run), run.results["recipe"], mirrored=mirrored)
+
+
 def outputs(run: Run, images: Tensor | np.ndarray) -> Tensor:
-    """Return the outputs, N×classes, of :func:`trained`'s network, taken as ``run`` was tested.
+    """Return the outputs of :func:`asker` for ``images``.
 
     Raises:
         FileNotFoundError: as there.
         ValueError: as there.
 
     """
-    mirrored = isinstance(_of_a_network(run), Mirrored)
-    return tasks.outputs(trained(run), run.results["recipe"], images, mirrored=mirrored)
+    return asker(run)(images)
 
 
 def answers(run: Run) -> Tensor | None:
@@ -203,14 +217,9 @@ def answers(run: Run) -> Tensor | None:
     what = _of_a_network(run)
     if any(data.tier(name) != "real data" for name in what.images.inputs):
         return None
-    network = trained(run)  # even where its answers are kept: the weights are compared
+    ask = asker(run)  # even where its answers are kept: the weights are compared
     return evaluations.kept(
-        lambda: tasks.outputs(
-            network,
-            run.results["recipe"],
-            what.images.load("test").images,
-            mirrored=isinstance(what, Mirrored),
-        ),
+        lambda: ask(what.images.load("test").images),
         run.sha256,
         run.results["recipe"],
         fingerprint.code(what),

@@ -109,7 +109,12 @@ class Run:
     @property
     def name(self) -> str:
         """The stem of the run's files: experiment, model, protocol and seed."""
-        return Which(self.experiment, self.model, self.protocol, self.seed).name
+        return self.which.name
+
+    @property
+    def which(self) -> Which:
+        """What was run."""
+        return Which(self.experiment, self.model, self.protocol, self.seed)
 
 
 def environment() -> dict[str, typing.Any]:

@@ -190,7 +190,7 @@ def _run(run: Run) -> tuple[str, str]:
         if run.seconds > PATIENCE:
             return NOT_HERE, f"it takes {_minutes(run)}: mnlib verify --rerun {run.name}"
         found = evaluations.kept(
-            lambda: _plain(task.carry_out(_which(run))),
+            lambda: _plain(task.carry_out(run.which)),
             fingerprint.code(task),
             [_here(name) for name in run.inputs],
             run.seed,
@@ -204,10 +204,6 @@ def _run(run: Run) -> tuple[str, str]:
     off = abs(accuracy - run.accuracy)
     why = f"accuracy {accuracy:.4f}, recorded {run.accuracy:.4f}"
     return (AGAIN if off <= SAME else FAILS), why
-
-
-def _which(run: Run) -> runs.Which:
-    return runs.Which(run.experiment, run.model, run.protocol, run.seed)
 
 
 def _minutes(run: Run) -> str:
