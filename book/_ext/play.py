@@ -44,6 +44,20 @@ PIECES = {
         play.cost_rows,
         lambda: {"start": play.COST, "forms": play.FORMS},
     ),
+    "flow": Piece(
+        "Flow and adjoint bench",
+        "With scripts the start can be dragged and the length, the method and the steps "
+        "chosen; here is the gradient by all ways for those that it starts with.",
+        play.flow_rows,
+        play.flow_data,
+    ),
+    "rank": Piece(
+        "Rank slider",
+        "With scripts the number of blocks can be turned and seen in a slice; here is "
+        "the relative error of the whole layer for each number of blocks.",
+        play.rank_rows,
+        play.rank_data,
+    ),
 }
 
 
@@ -69,7 +83,7 @@ class Play(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """Return a container; its classes tell the loader which piece it is."""
+        """Return a container; its id tells the loader which piece it is."""
         name = self.arguments[0]
         if name not in PIECES:
             raise self.error(
@@ -82,7 +96,7 @@ class Play(SphinxDirective):
                 nodes.rubric("", piece.title),
                 nodes.paragraph("", piece.sentence),
                 table(piece.rows()),
-                classes=["mnlib-play", f"mnlib-play-{name}"],
+                classes=["mnlib-play"],
                 ids=[f"play-{name}"],
             )
         ]
