@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mnlib.cifar import NeuralODE, ResNet20
 from mnlib.lab import (
+    architecture,
     data,
     evaluations,
     fingerprint,
@@ -260,6 +261,10 @@ DIGITS = Images("mnist", partial(data.load, "mnist"), ("mnist",))
 PHOTOGRAPHS = Images("tf_flowers", flowers.load, ("tf_flowers",))
 
 
+def _ungated(**kwargs) -> nn.Module:
+    return architecture.without_gates(mobilenet_v3_small(**kwargs))
+
+
 def _photographs(model: str, recipe: Recipe, start: str = "") -> Training:
     return Training(
         images=PHOTOGRAPHS,
@@ -323,12 +328,18 @@ EXPERIMENTS: dict[str, dict[str, Mapping[str, Task]]] = {
                 ),
                 held_out=500,
             ),
-            "mobilenet_v3_small_tiny": Training(
-                DRAWN,
-                partial(mobilenet_v3_small, classes=5, width=0.35),
-                Recipe(sizes=(64,) * 30, rate=0.1, batch=64, statistics="imagenet"),
-                held_out=500,
-            ),
+            **{
+                name: Training(
+                    DRAWN,
+                    partial(build, classes=5, width=0.35),
+                    Recipe(sizes=(64,) * 30, rate=0.1, batch=64, statistics="imagenet"),
+                    held_out=500,
+                )
+                for name, build in {
+                    "mobilenet_v3_small_tiny": mobilenet_v3_small,
+                    "mobilenet_v3_small_ungated": _ungated,
+                }.items()
+            },
         }
     },
     # scratch and imagenet have the slides' hyper-parameters
