@@ -30,6 +30,11 @@ EXPERIMENTS = """\
   table1         good       resnet20 neural_ode
   table1         trainval   resnet20 neural_ode
   table1         mirrored   resnet20 neural_ode
+  table1_images  slides     resnet20 neural_ode
+  table1_images  unpenalised  neural_ode
+  table1_images  good       resnet20 neural_ode
+  table1_images  trainval   resnet20 neural_ode
+  table1_images  mirrored   resnet20 neural_ode
   mnist          good       neural_ode
 """
 
