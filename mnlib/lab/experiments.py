@@ -21,6 +21,7 @@ from mnlib.lab import (
     frozen,
     places,
     runs,
+    substeps,
     tasks,
     training,
     vgg,
@@ -307,6 +308,18 @@ EXPERIMENTS: dict[str, dict[str, Mapping[str, Task]]] = {
                 ("tf_flowers",),
             )
         }
+    },
+    "residual_flow": {
+        protocol: {
+            model: Measurement(
+                "tf_flowers", partial(substeps.study_recorded, trainings[model]), ("tf_flowers",)
+            )
+            for model in ("mobilenet_v3_small", "mobilenet_v2")
+        }
+        for protocol, trainings in (
+            ("imagenet", IMAGENET_TRAININGS),
+            ("augmented", AUGMENTED_TRAININGS),
+        )
     },
     "drawn_flowers": {
         "plain": {
