@@ -30,7 +30,7 @@ from mnlib.residual import ODEStage, Residual
 __all__ = ["LENGTHS", "SUBSTEPS", "branches", "changes", "neighbours", "study", "study_recorded"]
 
 #: The numbers of substeps, each twice the one before it.
-SUBSTEPS = (2, 4, 8, 16)
+SUBSTEPS = (2, 4, 8)
 
 #: The lengths of a single step that stops too early or goes too far.
 LENGTHS = (0.5, 1.5)
