@@ -23,6 +23,7 @@ from mnlib.lab import (
     places,
     runs,
     second_look,
+    substeps,
     tasks,
     training,
     vgg,
@@ -333,6 +334,18 @@ EXPERIMENTS: dict[str, dict[str, Mapping[str, Task]]] = {
                 ("tf_flowers",),
             )
         }
+    },
+    "residual_flow": {
+        protocol: {
+            model: Measurement(
+                "tf_flowers", partial(substeps.study_recorded, trainings[model]), ("tf_flowers",)
+            )
+            for model in ("mobilenet_v3_small", "mobilenet_v2")
+        }
+        for protocol, trainings in (
+            ("imagenet", IMAGENET_TRAININGS),
+            ("augmented", AUGMENTED_TRAININGS),
+        )
     },
     "drawn_flowers": {
         "plain": {
