@@ -83,7 +83,8 @@ def test_the_ungated_network_lacks_the_gates_and_nothing_else():
 def test_all_that_the_pieces_load_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "load", lambda name: {"ort.mjs": name.encode()})
     monkeypatch.setattr(export, "TIMED", {"regular": export.TIMED["regular"]})
-    export.write(tmp_path)
+    export.write_photograph(tmp_path)
+    export.write_telephone(tmp_path)
     names = ["ort.mjs", "photograph.onnx", "regular.onnx.gz"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert (tmp_path / "ort.mjs").read_bytes() == b"onnxruntime_web"
@@ -101,5 +102,5 @@ def test_all_that_the_pieces_load_is_written(tmp_path, monkeypatch):
 def test_without_the_runtime_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("MNLIB_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="mnlib fetch onnxruntime_web"):
-        export.write(tmp_path / "play")
+        export.write_photograph(tmp_path / "play")
     assert not (tmp_path / "play").exists()

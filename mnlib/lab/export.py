@@ -1,8 +1,8 @@
 """Networks as ONNX graphs for the reader's own device, run in the page by onnxruntime-web.
 
-:func:`write` makes what two pieces of the site load when asked for: chapter 8's network that looks
-at the reader's photograph, and chapter 7's graphs that are timed on the reader's device, whose
-weights mean nothing.
+Two pieces of the site load them when asked for: chapter 8's network that looks at the reader's
+photograph, and chapter 7's graphs, of weights without a meaning, that are timed on the reader's
+device.
 """
 
 import copy
@@ -31,7 +31,8 @@ __all__ = [
     "export",
     "groups",
     "ungated",
-    "write",
+    "write_photograph",
+    "write_telephone",
 ]
 
 _IMAGE = (3, 224, 224)
@@ -183,22 +184,36 @@ def groups() -> list[dict]:
     ]
 
 
-def write(folder: Path) -> None:
-    """Write the graphs, and the files of onnxruntime-web that run them, to ``folder``.
+def write_photograph(folder: Path) -> None:
+    """Write what "Your photograph" loads to ``folder``: the network of :func:`best_small`, opened.
 
     Raises:
         FileNotFoundError: onnxruntime-web is not there, or no V3-Small is recorded; the message
             names the remedy.
 
     """
-    runtime = data.load("onnxruntime_web")
+    _write_runtime(folder)
     opened = Opened(experiments.trained(best_small()))
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in runtime.items():
-        (folder / name).write_bytes(content)
     gates = sum(isinstance(m, SqueezeExcitation) for m in opened.modules())
     names = ["logits", "maps", *(f"gates{i}" for i in range(gates))]
     (folder / "photograph.onnx").write_bytes(export(opened, names=names))
+
+
+def write_telephone(folder: Path) -> None:
+    """Write what "Your telephone" loads to ``folder``: the graphs of :data:`TIMED`, gzipped.
+
+    Raises:
+        FileNotFoundError: onnxruntime-web is not there; the message names the remedy.
+
+    """
+    _write_runtime(folder)
     for graph, (build, shape) in TIMED.items():
         content = gzip.compress(export(alike(build()), shape), mtime=0)
         (folder / f"{graph}.onnx.gz").write_bytes(content)
+
+
+def _write_runtime(folder: Path) -> None:
+    runtime = data.load("onnxruntime_web")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in runtime.items():
+        (folder / name).write_bytes(content)
