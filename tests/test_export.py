@@ -63,12 +63,23 @@ def test_what_is_timed_computes_without_denormals(graph):
 
 
 def test_what_takes_turns_is_told_with_its_cost():
-    groups = export.groups()
+    told = export.telephone()
+    groups = told["groups"]
     assert {v["graph"] for group in groups for v in group["variants"]} == {*export.TIMED}
     regular, separable = groups[2]["variants"]
     assert regular["madds"] == 9 * 512 * 512 * 14 * 14
     assert separable["madds"] == (9 + 512) * 512 * 14 * 14
-    assert json.loads(json.dumps(groups))[0]["variants"][2]["parameters"] == 5_483_032
+    assert json.loads(json.dumps(told))["groups"][0]["variants"][2]["parameters"] == 5_483_032
+    assert told["quote"].endswith("saves 7 milliseconds, which 11% of the training time.")
+    assert [row["of"] for row in export.telephone_rows()][:2] == ["before the redesign", "after"]
+
+
+def test_the_network_that_looks_at_photographs_is_told_with_its_record():
+    (row,) = export.photograph_rows()
+    best = export.best_small()
+    assert f"{100 * best.accuracy:.1f} %" in row["accuracy"]
+    assert row["record"] == best.name
+    assert best.name in export.photograph()["about"]
 
 
 def test_the_ungated_network_lacks_the_gates_and_nothing_else():

@@ -183,5 +183,5 @@ export function mount(stage, data) {
   });
   const result = make("div", { class: "mnlib-play-result", hidden: "" },
     make("div", {}, chosen, view), shares.element, modules.element);
-  stage.append(load.button, place, load.line, result);
+  stage.append(make("p", {}, `${data.about}.`), load.button, place, load.line, result);
 }

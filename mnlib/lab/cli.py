@@ -20,7 +20,7 @@ EXPERIMENTS = """\
   gates          imagenet   mobilenet_v3_small
   drawn_flowers  plain      small mobilenet_v3_small_tiny
   flowers        scratch    mobilenet_v3_small mobilenet_v3_large mobilenet_v2
-  flowers        frozen     vgg19 mobilenet_v3_small
+  flowers        frozen     mobilenet_v2 mobilenet_v3_small vgg19
   flowers        pixels     near_duplicates
   flowers        augmented  mobilenet_v2 mobilenet_v3_small
   flowers        mirrored   mobilenet_v2 mobilenet_v3_small

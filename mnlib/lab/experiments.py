@@ -13,7 +13,18 @@ import numpy as np
 from torch import Tensor, nn
 
 from mnlib.cifar import NeuralODE, ResNet20
-from mnlib.lab import data, evaluations, fingerprint, flowers, places, runs, tasks, training, vgg
+from mnlib.lab import (
+    data,
+    evaluations,
+    fingerprint,
+    flowers,
+    frozen,
+    places,
+    runs,
+    tasks,
+    training,
+    vgg,
+)
 from mnlib.lab.data import Dataset
 from mnlib.lab.runs import Run, Which
 from mnlib.lab.tasks import Images, Measurement, Mirrored, Task, Training
@@ -320,16 +331,12 @@ EXPERIMENTS: dict[str, dict[str, Mapping[str, Task]]] = {
             ),
         }
     },
-    # scratch, imagenet and frozen have the slides' hyper-parameters
+    # scratch and imagenet have the slides' hyper-parameters
     "flowers": {
         "scratch": _slides(False, mobilenet_v3_small=30, mobilenet_v3_large=30, mobilenet_v2=30),
         "frozen": {
-            "vgg19": Measurement(
-                "tf_flowers", flowers.train_vgg_head, ("tf_flowers", "vgg19"), epochs=40
-            ),
-            "mobilenet_v3_small": Measurement(
-                "tf_flowers", flowers.measure_learning_curve, ("tf_flowers", "mobilenet_v3_small")
-            ),
+            model: Measurement("tf_flowers", frozen.measure, ("tf_flowers", model))
+            for model in ("mobilenet_v2", "mobilenet_v3_small", "vgg19")
         },
         "pixels": {
             "near_duplicates": Measurement(

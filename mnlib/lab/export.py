@@ -19,6 +19,9 @@ from mnlib import mobilenet
 from mnlib.cost import count_macs, count_parameters, fold_batch_norm
 from mnlib.gates import SqueezeExcitation, changed_gates
 from mnlib.lab import data, experiments, flowers
+from mnlib.lab.comparison import wilson
+from mnlib.lab.deck import load_slides
+from mnlib.lab.images import STATISTICS
 from mnlib.lab.runs import Run
 from mnlib.mobilenet import ConvNormActivation, MobileNet
 
@@ -29,7 +32,10 @@ __all__ = [
     "alike",
     "best_small",
     "export",
-    "groups",
+    "photograph",
+    "photograph_rows",
+    "telephone",
+    "telephone_rows",
     "ungated",
     "write_photograph",
     "write_telephone",
@@ -167,20 +173,64 @@ def best_small() -> Run:
     return max(kept, key=lambda run: run.accuracy)
 
 
-def groups() -> list[dict]:
-    """Return :data:`GROUPS` as JSON, with parameters and multiply-adds of each network."""
-    counts = {}
+def photograph() -> dict:
+    """Return what the piece that looks at a photograph is told of its network, as JSON."""
+    mean, std = STATISTICS["imagenet"]
+    (row,) = photograph_rows()
+    about = ", ".join(row.values())
+    return {"classes": flowers.CLASSES, "mean": mean, "std": std, "about": about}
+
+
+def photograph_rows() -> list[dict[str, str]]:
+    """Return the table of the network that looks at a photograph."""
+    run, n = best_small(), flowers.HELD_OUT
+    low, high = wilson(run.accuracy, n)
+    return [
+        {
+            "network": flowers.NAMES[run.model],
+            "trained": flowers.PROTOCOLS[run.protocol],
+            "accuracy": f"right on {100 * run.accuracy:.1f} % "
+            f"({100 * low:.1f} to {100 * high:.1f} %) of {n} photographs held out",
+            "record": run.name,
+        }
+    ]
+
+
+def telephone() -> dict:
+    """Return :data:`GROUPS` with the cost of each network, and the slide's sentence, as JSON."""
+    costs = {}
     with torch.device("meta"):
         for graph, (build, shape) in TIMED.items():
             model = build()
-            parameters, madds = count_parameters(model), count_macs(model, shape)
-            counts[graph] = {"shape": shape, "parameters": parameters, "madds": madds}
-    return [
+            macs, parameters = count_macs(model, shape), count_parameters(model)
+            costs[graph] = {"shape": shape, "madds": macs, "parameters": parameters}
+    groups = [
         {
             "title": title,
-            "variants": [{"name": n, "graph": graph, **counts[graph]} for n, graph in rows.items()],
+            "variants": [{"name": n, "graph": graph, **costs[graph]} for n, graph in rows.items()],
         }
         for title, rows in GROUPS.items()
+    ]
+    (quote,) = (
+        item.quote
+        for slide in load_slides()
+        for item in slide.items
+        if item.place == "detailed_architecture#sec-arch-latency"
+    )
+    return {"groups": groups, "quote": quote}
+
+
+def telephone_rows() -> list[dict[str, str]]:
+    """Return the table of what is timed."""
+    return [
+        {
+            "comparison": group["title"] if i == 0 else "",
+            "of": variant["name"],
+            "multiply-adds (M)": f"{variant['madds'] / 1e6:.1f}",
+            "parameters (M)": f"{variant['parameters'] / 1e6:.2f}",
+        }
+        for group in telephone()["groups"]
+        for i, variant in enumerate(group["variants"])
     ]
 
 
