@@ -170,7 +170,7 @@ def shown(page):
     """Return the pixels of the picture that the piece shows, 224×224×3."""
     code = """canvas => Array.from(
         canvas.getContext("2d").getImageData(0, 0, 224, 224).data)"""
-    values = page.locator(".mnlib-play-photograph canvas").first.evaluate(code)
+    values = page.locator(".mnlib-play-view canvas").first.evaluate(code)
     return np.array(values).reshape(224, 224, 4)[..., :3]
 
 

@@ -103,7 +103,7 @@ export function mount(stage, data) {
   const { classes } = data;
   const picture = make("canvas", { width: SIDE, height: SIDE });
   const over = make("canvas", { width: SIDE, height: SIDE });
-  const view = make("div", { class: "mnlib-play-photograph", role: "img" }, picture, over);
+  const view = make("div", { class: "mnlib-play-view", role: "img" }, picture, over);
   const shares = table(["class", "probability", ""], "What the network says");
   const modules = table(["gates", "mean", "closed", "open", "each of them"], "Its squeeze-and-excitation modules, first to last");
   let session;
