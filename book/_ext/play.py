@@ -55,6 +55,20 @@ PIECES = {
         play.cost_rows,
         lambda: {"start": play.COST, "forms": play.FORMS},
     ),
+    "flow": Piece(
+        "Flow and adjoint bench",
+        "With scripts the start can be dragged and the length, the method and the "
+        "steps chosen; here is the gradient by all ways for those that it starts with.",
+        play.flow_rows,
+        play.flow_data,
+    ),
+    "rank": Piece(
+        "Rank slider",
+        "With scripts the number of blocks can be turned and seen in a slice; here is "
+        "the relative error of the whole layer for each number of blocks.",
+        play.rank_rows,
+        play.rank_data,
+    ),
     "photograph": Piece(
         "Your photograph",
         "With scripts, this network looks at a picture of yours, which stays with you.",
@@ -96,7 +110,7 @@ class Play(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """Return a container; its classes tell the loader which piece it is."""
+        """Return a container; its id tells the loader which piece it is."""
         name = self.arguments[0]
         if name not in PIECES:
             raise self.error(
@@ -110,7 +124,7 @@ class Play(SphinxDirective):
                 nodes.rubric("", piece.title),
                 nodes.paragraph("", still or piece.sentence),
                 table(piece.rows()),
-                classes=[] if still else ["mnlib-play", f"mnlib-play-{name}"],
+                classes=[] if still else ["mnlib-play"],
                 ids=[f"play-{name}"],
             )
         ]

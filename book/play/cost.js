@@ -40,7 +40,7 @@ export function counts({ n_i, n_o, k, stride, alpha, resolution, expansion }) {
 }
 
 const grouped = (n) => n.toLocaleString("en-GB");
-const percent = (part, whole) => `${((100 * part) / whole).toFixed(1)} %`;
+const percent = (part, whole) => `${((100 * part) / whole).toFixed(1)}\u00a0%`;
 
 export function mount(stage, { start, forms }) {
   const settings = { ...start };
