@@ -5,7 +5,7 @@ import { heights, widths } from "./resize.js";
 import { choice, make, table } from "./ui.js";
 
 const SIDE = 224;
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
 
 // The picture in a file as 224×224 RGB bytes; upright, and with its own colours, as Pillow has them.
 export async function read(file) {

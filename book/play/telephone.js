@@ -28,15 +28,16 @@ export function saved([before, after, whole]) {
   return { ms: spread(ms), percent: spread(ms.map((d, i) => (100 * d) / (whole[i] + d))) };
 }
 
-const digits = (ms) => (ms < 10 ? ms.toFixed(2) : ms.toFixed(1));
-const range = ({ median, low, high }, form = digits) => `${form(median)} (${form(low)}–${form(high)})`;
+const digits = (ms, behind = Math.abs(ms) < 10 ? 2 : 1) => ms.toFixed(behind).replace("-", "−");
+const range = ({ median, low, high }, behind) => (
+  `${digits(median, behind)} (${digits(low, behind)} to ${digits(high, behind)})`);
 
 // All of it as a line of text: groups as they were given, `times` in ms by group, variant and turn.
 export function line(groups, times, device) {
   const parts = groups.map(({ title, variants }, g) => `${title}: ${variants.map(
     ({ name }, v) => `${name} ${range(spread(times[g][v]))} ms`).join(", ")}`);
   const { ms, percent } = saved(times[0]);
-  parts[0] += `, saves ${range(ms)} ms, ${range(percent, (p) => p.toFixed(1))} %`;
+  parts[0] += `, saves ${range(ms)} ms, ${range(percent, 1)} %`;
   return `${parts.join("; ")}; medians (middle 80 %) of ${times.map((t) => t[0].length).join(", ")} turns; ${device}`;
 }
 
@@ -99,13 +100,13 @@ export function mount(stage, { groups, quote }) {
       results[g].fill(variants.map(({ name, madds }, v) => {
         const { median, low, high } = spread(times[g][v]);
         const ratio = quantile(times[g][v].map((t, i) => t / times[g][0][i]), 0.5);
-        return [name, (madds / 1e6).toFixed(1), digits(median), `${digits(low)}–${digits(high)}`, ratio.toFixed(2)];
+        return [name, (madds / 1e6).toFixed(1), digits(median), `${digits(low)} to ${digits(high)}`, ratio.toFixed(2)];
       }));
       results[g].element.hidden = false;
     }
     const { ms, percent } = saved(times[0]);
     said.textContent = `On this device the redesign saves ${range(ms)} ms, `
-      + `${range(percent, (p) => p.toFixed(1))} % of V3-Large’s running time. `
+      + `${range(percent, 1)} % of V3-Large’s running time. `
       + `The slide: “${quote}”`;
     text.value = line(groups, times, `onnxruntime-web ${(await runtime()).env.versions.web}, WebAssembly, one thread; ${navigator.userAgent}; ${new Date().toISOString().slice(0, 10)}`);
     copied.textContent = "";
