@@ -6,8 +6,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from mnlib.lab import data, experiments, fingerprint, flowers, runs, training
@@ -142,31 +140,6 @@ def test_mirrored_answers_are_the_mean_over_both_images(photographs, monkeypatch
     assert (one - other).abs().max() > 0.01
 
 
-def test_the_head_of_vgg_learns_from_features(photographs, monkeypatch):
-    _, labels = photographs
-    features = torch.nn.functional.one_hot(torch.tensor(labels), 512).float() * 100
-    monkeypatch.setattr(flowers, "vgg_features", lambda _: features)
-    which = runs.Which("flowers", "vgg19", "frozen", 0)
-    outcome = flowers.train_vgg_head(which, epochs=600)
-    assert outcome.accuracy == 1
-    assert outcome.parameters == 20_024_384 + 512 * 5 + 5
-    assert outcome.state["weight"].shape == (5, 512)
-
-
-def test_the_features_of_vgg_are_torchvisions(monkeypatch):
-    from torchvision.models.vgg import cfgs, make_layers
-
-    torch.manual_seed(0)
-    reference = make_layers(cfgs["E"], batch_norm=False)
-    weights = {f"features.{k}": v for k, v in reference.state_dict().items()}
-    monkeypatch.setattr(data, "load", lambda _: weights)
-    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    x = images[..., ::-1] - np.array([103.939, 116.779, 123.68])
-    x = torch.tensor(x, dtype=torch.float32).permute(0, 3, 1, 2)
-    expected = reference(x).detach()[:, :, 0, 0]
-    torch.testing.assert_close(flowers.vgg_features(images), expected, rtol=1e-4, atol=1e-5)
-
-
 def test_copies_are_found_brighter_mirrored_and_noisy_but_not_by_colour_alone(drawn):
     rng = np.random.default_rng(0)
     images = drawn[0][:12]
@@ -177,49 +150,6 @@ def test_copies_are_found_brighter_mirrored_and_noisy_but_not_by_colour_alone(dr
     pairs = flowers.near_duplicates(np.stack([*images, *made]))
     assert sorted(pair[:2] for pair in pairs) == [(0, 12), (1, 13), (2, 14)]
     assert [pair[2] for pair in pairs] == sorted((pair[2] for pair in pairs), reverse=True)
-
-
-def test_logistic_regression_is_scikit_learns():
-    from sklearn.linear_model import LogisticRegression
-
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(80, 6)), np.arange(80) % 5
-    x[:, 0] += y
-    head = flowers.logistic_regression(torch.tensor(x, dtype=torch.float32), torch.tensor(y), 0.02)
-    reference = LogisticRegression(C=1 / (0.02 * 80), tol=1e-8, max_iter=1000).fit(x, y)
-    np.testing.assert_allclose(head.weight.detach(), reference.coef_, atol=2e-3)
-
-
-def test_the_learning_curve_rises_where_features_tell_the_classes(photographs, monkeypatch):
-    _, labels = photographs
-    rng = np.random.default_rng(0)
-    noise = torch.tensor(rng.normal(0, 0.4, (20, 5)), dtype=torch.float32)
-    monkeypatch.setattr(flowers, "start_from", lambda model, name: None)
-    monkeypatch.setattr(training, "logits", lambda *_, **__: torch.eye(5)[labels] + noise)
-    which = runs.Which("flowers", "mobilenet_v3_small", "frozen", 0)
-    outcome = flowers.measure_learning_curve(which, sizes=(1, 3), draws=20)
-    assert outcome.state is None
-    few, more = np.reshape([row["accuracy"] for row in outcome.results["curve"]], (2, 20)).mean(1)
-    assert few < more - 0.05
-    assert [row["a_class"] for row in outcome.results["curve"]] == [1] * 20 + [3] * 20
-
-
-@given(st.integers(1, 800), st.floats(0, 1))
-@settings(deadline=None, max_examples=30)
-def test_wilsons_interval_ends_where_the_observation_is_just_not_rejected(n, share):
-    accuracy = round(share * n) / n
-    for end in flowers.wilson(accuracy, n):
-        assert -1e-9 <= end <= 1 + 1e-9
-        # the score test's own equation
-        assert (accuracy - end) ** 2 == pytest.approx(1.96**2 * end * (1 - end) / n, abs=1e-9)
-
-
-def test_calibration_bins_are_means_of_their_predictions():
-    probs = np.array([[0.95, 0.05], [0.93, 0.07], [0.4, 0.6], [1.0, 0.0]])
-    frame = flowers.reliability(probs, np.array([0, 1, 1, 0]))
-    assert frame["count"].tolist() == [1, 3]
-    np.testing.assert_allclose(frame["confidence"], [0.6, (0.95 + 0.93 + 1) / 3])
-    np.testing.assert_allclose(frame["accuracy"], [1, 2 / 3])
 
 
 def test_class_maps_of_a_linear_classifier_average_to_the_logits():

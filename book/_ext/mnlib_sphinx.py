@@ -10,6 +10,7 @@ import os
 import re
 from pathlib import Path
 
+from cell_tables import SLIDES, quotation
 from docutils import nodes
 from docutils.nodes import make_id
 from pygments import highlight
@@ -21,12 +22,9 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxRole
 
-from mnlib.lab.deck import load_slides, pieces
-
 LOGGER = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
-SLIDES = load_slides()
 
 
 def definitions(path: Path) -> dict[str, int]:
@@ -94,19 +92,8 @@ class Quotation(SphinxRole):
     """``{deck}`text```: a quotation of the slides, its formulas set, linked."""
 
     def run(self) -> tuple[list[nodes.Node], list]:
-        """Return a quotation in a link."""
-        text = self.text.replace("\x00", "\\")
-        number = next(
-            (s.number for s in SLIDES if any(text in item.quote for item in s.items)),
-            None,
-        )
-        quotation = nodes.inline("", "", classes=["mnlib-deck"], slide=number)
-        words_and_formulas = pieces(text)
-        words_and_formulas[0] = "“" + words_and_formulas[0]
-        words_and_formulas[-1] += "”"
-        for i, piece in enumerate(words_and_formulas):
-            quotation += nodes.math("", piece) if i % 2 else nodes.inline("", piece)
-        return [quotation], []
+        """Return a quotation that will be a link."""
+        return [quotation(self.text.replace("\x00", "\\"))], []
 
 
 def cross_reference(page: str, label: str) -> pending_xref:
@@ -183,18 +170,18 @@ def link_quotations(app: Sphinx, tree: nodes.document, page: str) -> None:
     """Let a quotation lead to its slide."""
     if app.builder.format != "html":
         return
-    for quotation in list(tree.findall(nodes.inline)):
-        if "mnlib-deck" in quotation["classes"]:
+    for quoted in list(tree.findall(nodes.inline)):
+        if "mnlib-deck" in quoted["classes"]:
             slides = app.builder.get_relative_uri(page, "slides")
-            number = quotation["slide"]
+            number = quoted["slide"]
             link = nodes.reference(
                 "",
                 "",
                 refuri=f"{slides}#slide-{number}" if number else slides,
                 classes=["mnlib-deck"],
             )
-            quotation.replace_self(link)
-            link += quotation.children
+            quoted.replace_self(link)
+            link += quoted.children
 
 
 def page_of(path: Path) -> str:

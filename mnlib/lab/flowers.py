@@ -5,7 +5,7 @@ this book's and published in ``data/flowers_split.csv``. Probabilities are N×5 
 ``CLASSES``, labels int64 N.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -13,17 +13,14 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
-from torch.nn import functional as F
-from tqdm import trange
 
 from mnlib import gates, mobilenet
-from mnlib.cost import count_parameters
 from mnlib.lab import data, runs, training
+from mnlib.lab.comparison import wilson
 from mnlib.lab.data import Dataset
 from mnlib.lab.runs import Run, Which
-from mnlib.lab.tasks import Outcome, digits, restored, start_from
+from mnlib.lab.tasks import Outcome, restored
 from mnlib.lab.training import Recipe
-from mnlib.lab.vgg import vgg19_features
 
 __all__ = [
     "AUGMENTED",
@@ -37,19 +34,13 @@ __all__ = [
     "class_maps",
     "draw_accuracies",
     "load",
-    "logistic_regression",
-    "measure_learning_curve",
     "measure_near_duplicates",
     "near_duplicates",
     "probabilities",
     "published_split",
     "recipe",
-    "reliability",
     "study_gates",
-    "train_vgg_head",
     "trainings",
-    "vgg_features",
-    "wilson",
 ]
 
 #: The published split: class, file, sha256 and part ("train" or "validation") of each photograph.
@@ -164,65 +155,6 @@ def probabilities(_model: nn.Module, logits: Tensor) -> dict:
     return {"probabilities": [[round(p, 4) for p in row] for row in logits.softmax(1).tolist()]}
 
 
-def vgg_features(images: np.ndarray) -> Tensor:
-    """Return the means over positions of VGG-19's last feature maps, N×512.
-
-    Args:
-        images: uint8 N×H×W×3, RGB.
-
-    Raises:
-        FileNotFoundError: VGG-19's weights are not there; the message names the remedy.
-
-    """
-    features = vgg19_features().to(memory_format=torch.channels_last)
-    weights = data.load("vgg19")
-    features.load_state_dict({key.removeprefix("features."): w for key, w in weights.items()})
-    mean = torch.tensor([103.939, 116.779, 123.68])
-    found = []
-    with torch.inference_mode():
-        for start in trange(0, len(images), 16, desc="VGG-19", disable=None):
-            bgr = torch.tensor(images[start : start + 16]).flip(-1) - mean
-            found.append(features(bgr.permute(0, 3, 1, 2)).mean((2, 3)))
-    return torch.cat(found).clone()  # an inference tensor cannot be trained on
-
-
-def train_vgg_head(which: Which, epochs: int = 40) -> Outcome:
-    """Train a linear classifier on VGG-19's frozen features as :func:`recipe` says.
-
-    The features are computed once; that time is the run's, but for seconds of training.
-    """
-    images, labels = load("train")
-    kept, out = training.split(labels, HELD_OUT)
-    features, labels = vgg_features(images), torch.as_tensor(labels)
-    torch.manual_seed(which.seed)
-    head = nn.Linear(features.shape[1], len(CLASSES))
-    optimiser = torch.optim.Adam(head.parameters(), lr=1e-4)
-    curves = {"loss": [], "accuracy": []}
-    for _ in range(epochs):
-        losses = []
-        for chosen in torch.as_tensor(kept)[torch.randperm(len(kept))].split(16):
-            optimiser.zero_grad()
-            loss = F.cross_entropy(head(features[chosen]), labels[chosen])
-            loss.backward()
-            optimiser.step()
-            losses.append(loss.item())
-        with torch.no_grad():
-            outputs = head(features[out])
-        curves["loss"].append(float(np.mean(losses)))
-        curves["accuracy"].append(training.accuracy(outputs, labels[out]))
-    head.half().float()  # what the checkpoint keeps is what is evaluated
-    with torch.no_grad():
-        outputs = head(features[out])
-    with torch.device("meta"):
-        frozen = count_parameters(vgg19_features())
-    return Outcome(
-        parameters=frozen + count_parameters(head),
-        accuracy=training.accuracy(outputs, labels[out]),
-        results={"curves": curves, **probabilities(head, outputs), "answers": digits(outputs)},
-        state=head.state_dict(),
-    )
-
-
 def near_duplicates(images: np.ndarray) -> list[tuple[int, int, float]]:
     """Return the pairs i < j of images, N×224×224×3, that look alike, with their correlation.
 
@@ -257,12 +189,7 @@ def study_gates(network: Callable[[], nn.Module], which: Which) -> Outcome:
         FileNotFoundError: its training is not recorded; the message names the remedy.
 
     """
-    fine_tuned = trainings().get(("imagenet", which.model))
-    if fine_tuned is None:
-        raise FileNotFoundError(
-            "no network to study is recorded: run: mnlib run flowers --protocol imagenet "
-            f"--model {which.model}"
-        )
+    fine_tuned = runs.recorded("flowers", "imagenet", which.model)
     model, test = restored(network, fine_tuned), load("test")
 
     def evaluate() -> Tensor:
@@ -276,72 +203,6 @@ def study_gates(network: Callable[[], nn.Module], which: Which) -> Outcome:
         checkpoint=fine_tuned.checkpoint,
         sha256=fine_tuned.sha256,
     )
-
-
-def logistic_regression(features: Tensor, labels: Tensor, decay: float = 0.01) -> nn.Linear:
-    """Return the linear classifier of least cross-entropy plus ``decay``/2·‖W‖², by L-BFGS."""
-    head = nn.Linear(features.shape[1], len(CLASSES))
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    optimiser = torch.optim.LBFGS(head.parameters(), max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure():
-        optimiser.zero_grad()
-        loss = F.cross_entropy(head(features), labels) + decay / 2 * head.weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimiser.step(closure)
-    return head
-
-
-def measure_learning_curve(
-    which: Which,
-    sizes: Iterable[int] = (1, 2, 5, 10, 20, 50, 100, 200, 500),
-    draws: int = 5,
-) -> Outcome:
-    """Measure accuracy against the number of training photographs a class, features frozen.
-
-    The features are those before the last layer of the network ``which.model`` with ImageNet
-    weights, standardised with the chosen photographs; the classifier is a logistic regression.
-    ``accuracy`` is that with all 2,936.
-    """
-    images, labels = load("train")
-    kept, out = training.split(labels, HELD_OUT)
-    model = build(which.model)
-    start_from(model, which.model)
-    parameters = count_parameters(model)
-    model.classifier[-1] = nn.Identity()
-    images = np.array(images)  # PyTorch wants memory that it may write to
-    features = training.logits(model, images, size=224, statistics="imagenet", batch=16)
-    features, labels = features.clone(), torch.as_tensor(labels)
-    shuffled = torch.Generator().manual_seed(which.seed)
-
-    def measure(chosen: Tensor) -> float:
-        mean, std = features[chosen].mean(0), features[chosen].std(0) + 1e-3
-        head = logistic_regression((features[chosen] - mean) / std, labels[chosen])
-        with torch.no_grad():
-            return training.accuracy(head((features[out] - mean) / std), labels[out])
-
-    kept = torch.as_tensor(kept)
-    curve = []
-    for size in sizes:
-        for _ in range(draws):
-            order = kept[torch.randperm(len(kept), generator=shuffled)]
-            each = [order[labels[order] == label][:size] for label in range(len(CLASSES))]
-            curve.append({"a_class": size, "accuracy": measure(torch.cat(each))})
-    return Outcome(parameters=parameters, accuracy=measure(kept), results={"curve": curve})
-
-
-def wilson(accuracy: float, n: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a proportion seen as ``accuracy`` in ``n`` trials.
-
-    Wilson's score interval, which stays within 0 and 1 (Journal of the ASA 22, 1927).
-    """
-    z = 1.96
-    centre = (accuracy + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * (accuracy * (1 - accuracy) / n + z**2 / (4 * n**2)) ** 0.5
-    return centre - half, centre + half
 
 
 def draw_accuracies(ax: Axes, cost: Callable[[Run], float]) -> None:
@@ -364,19 +225,6 @@ def draw_accuracies(ax: Axes, cost: Callable[[Run], float]) -> None:
     ax.set(xscale="log", ylabel="validation accuracy")
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter("")
-
-
-def reliability(probs: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
-    """Return ``confidence``, ``accuracy`` and ``count`` of the predictions, a row a filled tenth.
-
-    The confidence of a prediction is its largest probability; bins are the tenths of 0..1. The
-    expected calibration error is the mean of |accuracy - confidence| weighted by count.
-    """
-    confidence, right = probs.max(1), probs.argmax(1) == labels
-    which = np.minimum((confidence * 10).astype(int), 9)
-    frame = pd.DataFrame({"confidence": confidence, "accuracy": right, "count": 1})
-    means = {"confidence": "mean", "accuracy": "mean", "count": "sum"}
-    return frame.groupby(which).agg(means).reset_index(drop=True)
 
 
 def class_maps(model: nn.Module, x: Tensor) -> Tensor:

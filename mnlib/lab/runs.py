@@ -40,6 +40,7 @@ __all__ = [
     "load_checkpoint",
     "load_runs",
     "provenance",
+    "recorded",
     "save_run",
 ]
 
@@ -241,6 +242,23 @@ def load_runs(experiment: str | None = None, *, folder: Path | None = None) -> l
             ) from error
         found.append(run)
     return [run for run in found if experiment in (None, run.experiment)]
+
+
+def recorded(experiment: str, protocol: str, model: str, seed: int = 0) -> Run:
+    """Return the run of these names.
+
+    Raises:
+        FileNotFoundError: it is not recorded; the message names the command.
+
+    """
+    which = Which(experiment, model, protocol, seed)
+    found = next((run for run in load_runs(experiment) if run.which == which), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"{which.name} is not recorded: run: mnlib run {experiment} --protocol {protocol} "
+            f"--model {model} --seed {seed}"
+        )
+    return found
 
 
 def _searched(folder: Path | None) -> tuple[Path, ...]:

@@ -197,14 +197,7 @@ class Mirrored:
 
     def carry_out(self, which: Which) -> Outcome:
         """Ask the network that has been trained with the same seed."""
-        wanted = (which.model, self.of, which.seed)
-        found = runs.load_runs(which.experiment)
-        source = next((r for r in found if (r.model, r.protocol, r.seed) == wanted), None)
-        if source is None:
-            raise FileNotFoundError(
-                f"no network to test is recorded: run: mnlib run {which.experiment} "
-                f"--protocol {self.of} --model {which.model} --seed {which.seed}"
-            )
+        source = runs.recorded(which.experiment, self.of, which.model, which.seed)
         model, test = restored(self.network, source), self.images.load("test")
         recipe = source.results["recipe"]
         answers = outputs(model, recipe, test.images, mirrored=True)

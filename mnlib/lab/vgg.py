@@ -150,12 +150,7 @@ def _vgg19() -> nn.Sequential:
 
 
 def _small() -> nn.Sequential:
-    run = next((r for r in runs.load_runs("drawn_flowers") if r.model == "small"), None)
-    if run is None:
-        raise FileNotFoundError(
-            "the small network has no recorded run: run mnlib run drawn_flowers --model small"
-        )
-    network = restored(SmallConvNet, run)
+    network = restored(SmallConvNet, runs.recorded("drawn_flowers", "plain", "small"))
     kept = (nn.Conv2d, nn.ReLU, nn.MaxPool2d)
     return nn.Sequential(*[layer for layer in network if isinstance(layer, kept)])
 

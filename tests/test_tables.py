@@ -1,0 +1,95 @@
+"""A table that a cell shows is a table in each output, with number and caption where it has one."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from sphinx.application import Sphinx
+from sphinx.util.docutils import docutils_namespace, patch_docutils
+
+from mnlib.lab import book
+
+EXTENSIONS = Path(__file__).resolve().parents[1] / "book" / "_ext"
+LEDGER = (
+    '<div class="mnlib-table mnlib-prose"><table><thead><tr><th>printed</th></tr></thead><tbody>'
+    rf'<tr><td>{book.quotation("is $n_o$")} <a id="claim-x" href="other.html#sec-there">there</a>'
+    "<br>and <code>test_this</code></td></tr></tbody></table></div>"
+)
+CAPTION = {"mnlib": {"table": {"caption": "As in {eq}`eq-one`, *twice*.", "name": "tab-one"}}}
+
+
+CONTENTS = "# All\n\n```{toctree}\n:numbered:\npage\nother\nslides\n```\n"
+
+
+def cell(identifier, html, metadata):
+    data = {"text/html": html, "text/plain": "<IPython.core.display.HTML object>"}
+    return {
+        "cell_type": "code",
+        "id": identifier,
+        "metadata": metadata,
+        "source": "show",
+        "execution_count": 1,
+        "outputs": [
+            {"output_type": "execute_result", "data": data, "metadata": {}, "execution_count": 1}
+        ],
+    }
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tables")
+    text = "# Title\n\n$$ 1 $$ (eq-one)\n\n{numref}`tab-one` and {ref}`it <claim-x>`"
+    rows = book.table([{"a": "<b>", "c": 1}]).data
+    cells = [
+        {"cell_type": "markdown", "id": "m", "metadata": {}, "source": text},
+        cell("t1", rows, CAPTION),
+        cell("t2", LEDGER, {}),
+    ]
+    notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (folder / "page.ipynb").write_text(json.dumps(notebook))
+    (folder / "other.md").write_text("# Other\n\n(sec-there)=\n## There\n")
+    (folder / "slides.md").write_text("# Slides\n")
+    (folder / "index.md").write_text(CONTENTS)
+    settings = {
+        "extensions": ["myst_nb", "cell_tables"],
+        "nb_execution_mode": "off",
+        "myst_enable_extensions": ["dollarmath"],
+        "numfig": True,
+    }
+
+    def build(builder):
+        out = folder / "_out" / builder
+        with docutils_namespace(), patch_docutils(folder):
+            app = Sphinx(
+                folder, None, out, folder / "_trees", builder, settings, status=None, parallel=0
+            )
+            app.build(force_all=True)
+        suffix = {"latex": "*.tex", "html": "page.html"}[builder]
+        return next(out.glob(suffix)).read_text()
+
+    sys.path.insert(0, str(EXTENSIONS))
+    yield build
+    sys.path.remove(str(EXTENSIONS))
+
+
+def test_html_has_a_numbered_caption_above_and_anchors_and_links(build):
+    page = build("html")
+    table = page[page.index('id="tab-one"') :]
+    caption = table[: table.index("</caption>")]
+    assert "Table 1.1" in caption
+    assert re.search(r'href="#equation-eq-one">\(1\.1\)</a>, <em>twice</em>', caption)
+    assert "&lt;b&gt;" in table
+    assert 'href="#tab-one"><span class="std std-numref">Table 1.1' in page
+    assert re.search(r'<a [^>]*href="other.html#sec-there"[^>]* id="claim-x">there</a>', page)
+    assert 'href="#claim-x"' in page
+    assert re.search(r"math[^>]*>\\\(n_o\\\)", page)
+
+
+def test_latex_has_both_tables_and_no_repr_of_python(build):
+    text = build("latex")
+    assert "IPython" not in text
+    assert text.count(r"\begin{tabulary}") == 2
+    assert r"\(n_o\)" in text
+    assert "test\\_this" in text
