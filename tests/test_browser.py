@@ -61,6 +61,7 @@ def tab(address):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         tab = browser.new_page()
+        tab.set_default_timeout(300_000)  # on a busy machine a page takes as long as it takes
         tab.faults = []
         tab.on("pageerror", lambda error: tab.faults.append(f"script: {error}"))
         tab.on(
