@@ -52,6 +52,7 @@ def test_equal_answers_leave_room_for_what_n_images_cannot_show():
 
 def test_a_difference_prints_in_points_with_a_true_minus_sign():
     assert str(paired(*_two(80, 5, 9, 6))) == "−4.0 (−10.4 to +4.2)"
+    assert str(paired(*_two(9990, 1, 1, 8))) == "+0.0 (0.0 to +0.0)"
 
 
 def test_answers_about_other_images_are_refused():

@@ -31,8 +31,8 @@ class Paired(NamedTuple):
 
     def __str__(self) -> str:
         """Return points with their interval: ``+1.2 (+0.3 to +2.1)``."""
-        found = (f"{100 * x:+.1f}" for x in self[:3])
-        return "{} ({} to {})".format(*found).replace("-", "−")
+        found = (f"{100 * x:+.1f}".replace("-", "−") for x in self[:3])
+        return "{} ({} to {})".format(*(text.replace("−0.0", "0.0") for text in found))
 
 
 def paired(one: np.ndarray, other: np.ndarray) -> Paired:
