@@ -6,6 +6,7 @@ import torch
 
 from mnlib import mobilenet
 from mnlib.cost import count_macs
+from mnlib.gates import SqueezeExcitation, changed_gates
 from mnlib.lab import architecture
 
 MODELS = {
@@ -79,3 +80,17 @@ def test_published_figures_name_a_source_in_the_bibliography():
     text = (architecture.PUBLISHED.parents[1] / "book" / "references.bib").read_text()
     assert all(f"{{{key}," in text for key in table.citation)
     assert table.top1_percent.between(60, 80).all()
+
+
+def test_without_gates_a_network_differs_in_nothing_but_the_gates():
+    torch.manual_seed(0)
+    gated = mobilenet.mobilenet_v3_small(classes=5, width=0.35).eval()
+    bare = architecture.without_gates(gated)
+    weights = gated.state_dict()
+    kept = bare.state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in kept.items())
+    assert {name.split(".")[-2] for name in weights.keys() - kept} == {"fc1", "fc2"}
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad(), changed_gates(gated, lambda _i, s: torch.ones_like(s)):
+        torch.testing.assert_close(bare(x), gated(x))
+    assert any(isinstance(module, SqueezeExcitation) for module in gated.modules())

@@ -1,5 +1,6 @@
-"""A network seen from outside: its layers, the papers' figures, and a drawing."""
+"""A network seen from outside: its layers, the papers' figures, a drawing, one without gates."""
 
+import copy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,16 @@ from mnlib.gates import SqueezeExcitation
 from mnlib.lab.style import COLOURS
 from mnlib.mobilenet import InvertedResidual, convolution_kind
 
-__all__ = ["KINDS", "PUBLISHED", "Layer", "draw", "layers", "legend_handles", "published"]
+__all__ = [
+    "KINDS",
+    "PUBLISHED",
+    "Layer",
+    "draw",
+    "layers",
+    "legend_handles",
+    "published",
+    "without_gates",
+]
 
 PUBLISHED = Path(__file__).parents[2] / "data" / "published.csv"
 
@@ -94,3 +104,16 @@ def legend_handles() -> list[Patch]:
         Patch(facecolor=colour, hatch=hatch, edgecolor="white", label=kind)
         for kind, (colour, hatch) in KINDS.items()
     ]
+
+
+def without_gates(network: nn.Module) -> nn.Module:
+    """Return a copy with the identity in the place of every squeeze-and-excitation module.
+
+    All other weights stay, so that a pair built with one seed starts its trainings alike.
+    """
+    network = copy.deepcopy(network)
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, SqueezeExcitation):
+                setattr(parent, name, nn.Identity())
+    return network

@@ -18,7 +18,9 @@ __all__ = ["EXPERIMENTS", "main", "parser"]
 EXPERIMENTS = """\
   vgg19_slices   slides     vgg19
   gates          imagenet   mobilenet_v3_small
-  drawn_flowers  plain      small mobilenet_v3_small_tiny
+  residual_flow  imagenet   mobilenet_v3_small mobilenet_v2
+  residual_flow  augmented  mobilenet_v3_small mobilenet_v2
+  drawn_flowers  plain      small mobilenet_v3_small_tiny mobilenet_v3_small_ungated
   flowers        scratch    mobilenet_v3_small mobilenet_v3_large mobilenet_v2
   flowers        frozen     mobilenet_v2 mobilenet_v3_small vgg19
   flowers        pixels     near_duplicates

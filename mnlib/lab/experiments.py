@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mnlib.cifar import NeuralODE, ResNet20
 from mnlib.lab import (
+    architecture,
     data,
     evaluations,
     fingerprint,
@@ -22,6 +23,7 @@ from mnlib.lab import (
     places,
     runs,
     second_look,
+    substeps,
     tasks,
     training,
     vgg,
@@ -261,6 +263,10 @@ DIGITS = Images("mnist", partial(data.load, "mnist"), ("mnist",))
 PHOTOGRAPHS = Images("tf_flowers", flowers.load, ("tf_flowers",))
 
 
+def _ungated(**kwargs) -> nn.Module:
+    return architecture.without_gates(mobilenet_v3_small(**kwargs))
+
+
 def _photographs(model: str, recipe: Recipe, start: str = "") -> Training:
     return Training(
         images=PHOTOGRAPHS,
@@ -329,6 +335,18 @@ EXPERIMENTS: dict[str, dict[str, Mapping[str, Task]]] = {
             )
         }
     },
+    "residual_flow": {
+        protocol: {
+            model: Measurement(
+                "tf_flowers", partial(substeps.study_recorded, trainings[model]), ("tf_flowers",)
+            )
+            for model in ("mobilenet_v3_small", "mobilenet_v2")
+        }
+        for protocol, trainings in (
+            ("imagenet", IMAGENET_TRAININGS),
+            ("augmented", AUGMENTED_TRAININGS),
+        )
+    },
     "drawn_flowers": {
         "plain": {
             "small": Training(
@@ -344,12 +362,18 @@ EXPERIMENTS: dict[str, dict[str, Mapping[str, Task]]] = {
                 ),
                 held_out=500,
             ),
-            "mobilenet_v3_small_tiny": Training(
-                DRAWN,
-                partial(mobilenet_v3_small, classes=5, width=0.35),
-                Recipe(sizes=(64,) * 30, rate=0.1, batch=64, statistics="imagenet"),
-                held_out=500,
-            ),
+            **{
+                name: Training(
+                    DRAWN,
+                    partial(build, classes=5, width=0.35),
+                    Recipe(sizes=(64,) * 30, rate=0.1, batch=64, statistics="imagenet"),
+                    held_out=500,
+                )
+                for name, build in {
+                    "mobilenet_v3_small_tiny": mobilenet_v3_small,
+                    "mobilenet_v3_small_ungated": _ungated,
+                }.items()
+            },
         }
     },
     # scratch and imagenet have the slides' hyper-parameters
