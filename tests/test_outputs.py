@@ -76,7 +76,7 @@ def downloaded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("downloads")
     glued = {
         "output_type": "display_data",
-        "data": {"application/papermill.record/text/plain": "'43.11'"},
+        "data": {"application/papermill.record/text/plain": "'-43.11'"},
         "metadata": {
             "scrapbook": {"mime_prefix": "application/papermill.record/", "name": "one-number"}
         },
@@ -125,15 +125,15 @@ def test_a_download_has_text_for_roles_and_directives(downloaded):
     for raw in ("{", "}`", ":label:", ":class:", "(sec-first)=", "% a remark"):
         assert raw not in re.sub(r"\\tag\{1\}", "", text).replace("{exercise}", ""), raw
     for read in (
-        "It is 43.11 by Knuth [1984], [Knuth, 1984], (1), Theorem 1,\nFig. 1, First, The other,",
+        "It is −43.11 by Knuth [1984], [Knuth, 1984], (1), Theorem 1,\nFig. 1, First, The other,",
         "“May $4$, 2022”",
         "a = b \\tag{1} $$",
         "$$ c = d $$",
-        "**Theorem 1** (Of 43.11)**.** So (1).\n```\nraw\n```",
+        "**Theorem 1** (Of −43.11)**.** So (1).\n```\nraw\n```",
         "**Exercise 1** (Why?)**.** Because.",
         "**Solution to Exercise 1.** So.",
         "**Erratum.** Not (1).",
-        "**Fig. 1.** As 43.11.",
+        "**Fig. 1.** As −43.11.",
     ):
         assert read in text
 

@@ -240,3 +240,18 @@ def test_a_record_has_the_answers_of_the_network_that_it_is_about(run):
     assert list(run.results["answers"]) == list(substeps.changes(model))
     assert {len(answers) for answers in run.results["answers"].values()} == {734}
     assert abs(run.accuracy - source.accuracy) < 0.005
+
+
+@pytest.mark.parametrize("nonlinearity", ["RE6", "HS"])
+def test_substeps_go_to_the_flow_of_a_branch_that_grows_at_most_linearly(nonlinearity):
+    """ReLU6 as in V2; hard swish and gates as in V3."""
+    torch.manual_seed(0)
+    block = InvertedResidual(8, Row(3, 48, 8, nonlinearity == "HS", nonlinearity, 1)).double()
+    branch, h = block.eval().block, torch.randn(2, 8, 5, 5, dtype=torch.float64)
+    with torch.no_grad():
+        flow = ODEStage([branch], "rk4", steps=64)(h)
+        misses = [float((ODEStage([branch], steps=n)(h) - flow).norm()) for n in (32, 64, 128)]
+        growth = [float(branch(c * h).norm() / (c * h.norm())) for c in (1e4, 1e6, 1e8)]
+    assert misses[0] / misses[1] == pytest.approx(2, rel=0.1)
+    assert misses[1] / misses[2] == pytest.approx(2, rel=0.1)
+    assert growth[2] <= 1.01 * growth[1] <= 1.1 * growth[0]

@@ -6,6 +6,7 @@ first cell says how to install what the code imports.
 """
 
 import ast
+import json
 import re
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +17,7 @@ from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.util import logging
+from web_pages import minus
 
 LOGGER = logging.getLogger(__name__)
 
@@ -37,7 +39,6 @@ OPTIONS = re.compile(r"(?:^:[\w-]+:.*\n)+", re.MULTILINE)
 DISPLAY = re.compile(r"\$\$((?:(?!\$\$).)+)\$\$(?: *\(([\w-]+)\))?", re.DOTALL)
 FOR_SPHINX = re.compile(r"^(?:\([\w-]+\)=|%.*)\n+", re.MULTILINE)
 ROLE = re.compile(r"\{([a-z:]+)\}`([^`]+)`")
-GLUED = "application/papermill.record/text/plain"
 DOMAINS = {"eq": "math", "cite": "cite", "prf": "prf"}
 
 
@@ -135,14 +136,10 @@ def caption(
     return f"**{number(about['name'])}.** {say(about['caption'])}"
 
 
-def download(app: Sphinx, page: str, notebook: nbformat.NotebookNode) -> None:
+def download(
+    app: Sphinx, page: str, notebook: nbformat.NotebookNode, glued: dict[str, str]
+) -> None:
     """Make the executed notebook of a page one that runs elsewhere, in place."""
-    outputs = [o for cell in notebook.cells for o in cell.get("outputs", ())]
-    glued = {
-        o.metadata.scrapbook.name: ast.literal_eval(o.data[GLUED])
-        for o in outputs
-        if GLUED in o.get("data", {})
-    }
     say = partial(plain, app, page, glued)
     cells = [nbformat.v4.new_markdown_cell(INSTALL, id="install")]
     for cell in notebook.cells:
@@ -150,7 +147,6 @@ def download(app: Sphinx, page: str, notebook: nbformat.NotebookNode) -> None:
         if cell.cell_type == "markdown":
             cell.source = say(cell.source)
             continue
-        cell.outputs = [o for o in cell.outputs if GLUED not in o.get("data", {})]
         folded = "hide-input" in cell.metadata.get("tags", ())
         text = caption(
             cell.metadata, say, lambda name: reference(app, page, "numref", name)
@@ -170,8 +166,15 @@ def write_downloads(app: Sphinx, error: Exception | None) -> None:
         executed = Path(app.outdir).parent / "jupyter_execute" / f"{page}.ipynb"
         if not offered.exists() or not executed.exists():
             continue
+        # where MyST-NB keeps what the cells have handed to the text
+        kept = executed.with_suffix(".glue.json")
+        numbers = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+        glued = {
+            name: minus(ast.literal_eval(about["data"]["text/plain"]))
+            for name, about in numbers.items()
+        }
         notebook = nbformat.read(executed, as_version=4)
-        download(app, page, notebook)
+        download(app, page, notebook, glued)
         nbformat.write(notebook, offered)
 
 

@@ -17,7 +17,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from mnlib.lab import play
+from mnlib.lab import data, export, play
 
 SOURCES = Path(__file__).resolve().parents[1] / "play"
 
@@ -35,6 +35,17 @@ class Piece:
     sentence: str
     rows: Callable[[], list[dict[str, str]]]  # the table, its columns the keys
     data: Callable[[], dict] = dict  # goes into the script as JSON
+    needs: str = ""  # an input of the book, without which the table is all there is
+    write: Callable[[Path], None] = lambda folder: None  # files for play/onnx
+
+    def still(self) -> str:
+        """Return the sentence that says why it cannot play, nothing where it can."""
+        if not self.needs or data.tier(self.needs) == "real data":
+            return ""
+        return (
+            f"This build is without {self.needs}, which mnlib fetch brings, so that "
+            "this piece does not play."
+        )
 
 
 PIECES = {
@@ -46,8 +57,8 @@ PIECES = {
     ),
     "flow": Piece(
         "Flow and adjoint bench",
-        "With scripts the start can be dragged and the length, the method and the steps "
-        "chosen; here is the gradient by all ways for those that it starts with.",
+        "With scripts the start can be dragged and the length, the method and the "
+        "steps chosen; here is the gradient by all ways for those that it starts with.",
         play.flow_rows,
         play.flow_data,
     ),
@@ -57,6 +68,22 @@ PIECES = {
         "the relative error of the whole layer for each number of blocks.",
         play.rank_rows,
         play.rank_data,
+    ),
+    "photograph": Piece(
+        "Your photograph",
+        "With scripts, this network looks at a picture of yours, which stays with you.",
+        export.photograph_rows,
+        export.photograph,
+        needs="onnxruntime_web",
+        write=export.write_photograph,
+    ),
+    "telephone": Piece(
+        "Your telephone",
+        "With scripts, these networks take turns on your device and are timed there.",
+        export.telephone_rows,
+        export.telephone,
+        needs="onnxruntime_web",
+        write=export.write_telephone,
     ),
 }
 
@@ -90,13 +117,14 @@ class Play(SphinxDirective):
                 f"{name!r} is no piece that plays: choose one of {', '.join(PIECES)}"
             )
         piece = PIECES[name]
+        still = piece.still()
         return [
             nodes.container(
                 "",
                 nodes.rubric("", piece.title),
-                nodes.paragraph("", piece.sentence),
+                nodes.paragraph("", still or piece.sentence),
                 table(piece.rows()),
-                classes=["mnlib-play"],
+                classes=[] if still else ["mnlib-play"],
                 ids=[f"play-{name}"],
             )
         ]
@@ -142,25 +170,30 @@ def bundle(name: str, data: dict) -> str:
 
 
 def write_scripts(app: Sphinx) -> None:
-    """Write the loader, the style and a script a piece to ``play/`` of the site."""
+    """Write the loader and the style to ``play/`` of the site."""
     if app.builder.format != "html":
         return
     folder = Path(app.outdir) / "play"
     folder.mkdir(parents=True, exist_ok=True)
     for file in ("loader.js", "play.css"):
         shutil.copyfile(SOURCES / file, folder / file)
-    for name, piece in PIECES.items():
-        (folder / f"{name}.js").write_text(bundle(name, piece.data()), encoding="utf-8")
 
 
 def add_loader(
     app: Sphinx, page: str, template: str, context: dict, tree: nodes.document
 ) -> None:
-    """Add the loader, and nothing else, to a page on which a piece plays."""
-    if tree and any(
-        "mnlib-play" in node["classes"] for node in tree.findall(nodes.container)
-    ):
+    """Add the loader to a page on which a piece plays; write what the piece loads."""
+    containers = tree.findall(nodes.container) if tree else []
+    playing = [node for node in containers if "mnlib-play" in node["classes"]]
+    if playing:
         app.add_js_file("../play/loader.js", loading_method="defer")
+    folder = Path(app.outdir) / "play"
+    for node in playing:
+        name = node["ids"][0].removeprefix("play-")
+        piece = PIECES[name]
+        script = bundle(name, piece.data())
+        (folder / f"{name}.js").write_text(script, encoding="utf-8")
+        piece.write(folder / "onnx")
 
 
 def setup(app: Sphinx) -> dict:

@@ -1,6 +1,6 @@
 // Chapters 1, 2 and 7: what a convolution costs in each of its forms. The counts are those of
 // mnlib.separable and mnlib.cost: weights without biases and norms, multiply-adds of one image.
-import { dial, live, make, table } from "./ui.js";
+import { choice, dial, live, make, table } from "./ui.js";
 
 // The multiple of 8 nearest to a width, at least 8 and at least 90 % of it.
 export function roundChannels(channels) {
@@ -16,6 +16,8 @@ export function counts({ n_i, n_o, k, stride, alpha, resolution, expansion }) {
       throw new RangeError(`${name} = ${value} is no whole number from 1 on`);
     }
   }
+  if (k % 2 === 0) throw new RangeError(`k = ${k} is even, so that no padding keeps the size: give an odd k`);
+  if (stride > 2) throw new RangeError(`stride = ${stride} is not that of an inverted residual: give 1 or 2`);
   if (!(alpha > 0 && Number.isFinite(alpha))) throw new RangeError(`α = ${alpha} is no positive number`);
   const [inner, outer] = alpha === 1 ? [n_i, n_o] : [roundChannels(n_i * alpha), roundChannels(n_o * alpha)];
   const taps = k * k;
@@ -66,16 +68,20 @@ export function mount(stage, { start, forms }) {
   const dials = [
     { name: "n_i", label: "n_i, channels in", min: 1, max: 4096, whole: true, values: WIDTHS },
     { name: "n_o", label: "n_o, channels out", min: 1, max: 4096, whole: true, values: WIDTHS },
-    { name: "k", label: "k, kernel side", min: 1, max: 15, whole: true, values: [1, 3, 5, 7, 9, 11] },
-    { name: "stride", label: "stride", min: 1, max: 2, whole: true },
+    { name: "k", label: "k, kernel side", options: [1, 3, 5, 7, 9, 11] },
+    { name: "stride", label: "stride", options: [1, 2] },
     { name: "alpha", label: "α, width", min: 0.1, max: 4, values: [0.25, 0.35, 0.5, 0.75, 1, 1.25, 1.4, 2] },
     { name: "resolution", label: "resolution", min: 1, max: 1024, whole: true, values: SIDES },
     { name: "expansion", label: "expansion", min: 1, max: 16, whole: true },
   ];
   const controls = make("div", { class: "mnlib-play-controls" });
   for (const { name, ...options } of dials) {
-    const change = (value) => { settings[name] = value; update(); };
-    controls.append(dial({ ...options, value: settings[name] }, change).element);
+    const change = (value) => { settings[name] = Number(value); update(); };
+    const value = settings[name];
+    const { label, options: listed } = options;
+    controls.append(listed
+      ? choice({ label, value, options: listed.map((n) => [n, n]) }, change)
+      : dial({ ...options, value }, change).element);
   }
   stage.append(controls, result.element, line);
   update();
