@@ -31,7 +31,7 @@ pip install -c constraints.txt -e ".[book]"
 ```"""
 
 DIRECTIVE = re.compile(
-    r"^(?P<fence>[`:]{3,})\{(?P<name>[\w:-]+)\}[ ]*(?P<title>.*)\n"
+    r"^(?P<fence>[`:]{3,})\{(?P<name>[\w:-]+)\}[ ]*(?P<title>[^\n]*)\n"
     r"(?P<body>.*?)^(?P=fence)[ ]*$",
     re.MULTILINE | re.DOTALL,
 )
@@ -58,6 +58,7 @@ def reference(app: Sphinx, page: str, role: str, text: str) -> str:
         refexplicit=explicit is not None,
     )
     content = nodes.inline("", explicit[1] if explicit else text)
+    place += content.deepcopy()
     domain = app.env.get_domain(DOMAINS.get(domain, "std"))
     found = domain.resolve_xref(
         app.env, page, app.builder, kind, target, place, content
@@ -72,7 +73,7 @@ def role(app: Sphinx, page: str, glued: dict[str, str], match: re.Match) -> str:
     """Return a role as plain Markdown; one that is none of ours stays."""
     name, text = match.groups()
     if name == "glue:text":
-        return glued[text]
+        return glued.get(text, match[0])  # the build has warned of one that is missing
     if name == "deck":
         return f"“{text}”"
     known = name in ("ref", "numref", "doc", "eq") or name.startswith(("cite", "prf"))
@@ -93,9 +94,8 @@ def directive(app: Sphinx, page: str, match: re.Match) -> str:
     name, title, body = match["name"], match["title"], match["body"]
     options = OPTIONS.match(body)
     label = re.search(r"^:label: *(\S+)", options[0] if options else "", re.MULTILINE)
-    body = DIRECTIVE.sub(
-        partial(directive, app, page), body[options.end() if options else 0 :]
-    )
+    body = body[options.end() if options else 0 :].strip()
+    body = DIRECTIVE.sub(partial(directive, app, page), body)
     if name in ("tableofcontents", "play"):
         return ""
     kind = name.removeprefix("prf:")
