@@ -101,12 +101,21 @@ def test_replacements_keep_what_they_say():
     s[1] = s[0]
     changes = gates.replacements([s.flatten(1)])
     assert torch.equal(changes["learned"](0, s), s)
-    torch.testing.assert_close(changes["mean"](0, s), s.mean(0, keepdim=True).expand(6, 4, 1, 1))
     channel = changes["another channel's"](0, s)
     torch.testing.assert_close(channel.sort(1).values, s.sort(1).values)
     assert not torch.equal(channel, s)
     assert not torch.equal(channel[0], channel[1])  # a permutation for each image
     assert torch.equal(changes["open"](0, s), torch.ones(6, 4, 1, 1))
+
+
+def test_mean_gates_are_those_of_images_that_they_are_not_given_to():
+    s = torch.eye(10)  # whose gates went into a mean, the mean tells
+    change = gates.replacements([s])["mean"]
+    for _pass in range(2):
+        means = torch.cat([change(0, part[..., None, None]) for part in s.split(4)])[..., 0, 0]
+        assert (means.diagonal() == 0).all()
+        torch.testing.assert_close(means.sum(1), torch.ones(10))
+        assert ((means > 0).sum(1) == 5).all()
 
 
 def test_an_image_gets_all_gates_of_one_other_image_of_any_batch():

@@ -17,6 +17,7 @@ __all__ = ["EXPERIMENTS", "main", "parser"]
 #: protocol and its models a line.
 EXPERIMENTS = """\
   vgg19_slices   slides     vgg19
+  decoupling     photographs  vgg19 mobilenet_v2 mobilenet_v3_small
   gates          imagenet   mobilenet_v3_small
   drawn_flowers  plain      small mobilenet_v3_small_tiny mobilenet_v3_small_ungated
   flowers        scratch    mobilenet_v3_small mobilenet_v3_large mobilenet_v2
