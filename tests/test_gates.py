@@ -71,10 +71,12 @@ def test_a_network_that_lives_by_its_gates():
         "between_classes": 1.0,
     }
     assert found["accuracy"]["learned"] == 1
-    assert found["accuracy"]["mean"] == found["accuracy"]["open"] == 0.5
+    assert found["accuracy"]["open"] == 0.5
+    # an image of the class that its own half has more of meets the means of the other half
+    assert 0.4 < found["accuracy"]["mean"] <= 0.5
     assert 0.3 < found["accuracy"]["another image's"] < 0.7
-    assert found["only"]["learned"]["mean"] == 50
-    assert found["only"]["mean"]["learned"] == found["only"]["mean"]["open"] == 0
+    assert found["only"]["learned"]["open"] == 50
+    assert found["only"]["mean"]["learned"] == found["only"]["open"]["learned"] == 0
     for a, others in found["only"].items():
         for b, only in others.items():
             difference = found["accuracy"][a] - found["accuracy"][b]
