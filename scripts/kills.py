@@ -1,9 +1,9 @@
 """Kill trainings and downloads at random moments, and count what comes of it. Out of CI.
 
-Usage: python scripts/kills.py SECONDS [INPUT ...]
+Usage: python scripts/kills.py SECONDS training|INPUT ...
 
-A training of six epochs on drawn flowers, and ``mnlib fetch INPUT`` for each input named, are
-started, killed (SIGKILL) after a random time, and started again until they end; the outcome is
+A training of six epochs on drawn flowers, or ``mnlib fetch INPUT`` for each input named, is
+started, killed (SIGKILL) after a random time, and started again until it ends; the outcome is
 compared with that of one that was not killed. Prints a row a subject, as JSON.
 """
 
@@ -104,15 +104,14 @@ def count(
 
 def main() -> None:
     """Share the time among the subjects and print a row each."""
-    seconds, inputs = float(sys.argv[1]), sys.argv[2:]
-    share = seconds / (1 + len(inputs))
-    mnlib = [sys.executable, "-m", "mnlib.lab.cli"]
-    subjects = {"training": (lambda f: [sys.executable, "-c", TRAIN, str(f)], trained)}
-    for name in inputs:
-        fetch = (lambda _, name=name: [*mnlib, "fetch", name], partial(fetched, name))
-        subjects[f"fetch {name}"] = fetch
-    for subject, (command, outcome) in subjects.items():
-        counts = count(command, outcome, time.monotonic() + share)
+    seconds, names = float(sys.argv[1]), sys.argv[2:]
+    for name in names:
+        fetch = [sys.executable, "-m", "mnlib.lab.cli", "fetch", name]
+        subject, command, outcome = f"fetch {name}", lambda _, f=fetch: f, partial(fetched, name)
+        if name == "training":
+            subject, outcome = name, trained
+            command = lambda folder: [sys.executable, "-c", TRAIN, str(folder)]  # noqa: E731
+        counts = count(command, outcome, time.monotonic() + seconds / len(names))
         print(json.dumps({"subject": subject, **counts}), flush=True)
 
 

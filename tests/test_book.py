@@ -2,7 +2,7 @@
 
 import pytest
 
-from mnlib.lab import book, claims, data
+from mnlib.lab import book, claims, data, runs
 
 
 def test_the_badge_tells_each_inputs_tier(monkeypatch):
@@ -52,3 +52,19 @@ def test_a_quotation_shows_its_formulas_and_escapes_the_rest():
     text = book.quotation("if $n_o > n_i$ & **so** on")
     assert r"\(n_o &gt; n_i\)</span> &amp; so on" in text
     assert r"\(\int_t^s\)" in book.quotation(r"\int_t^s")
+
+
+def test_a_glued_number_keeps_the_run_that_it_comes_from(monkeypatch):
+    shown = []
+    monkeypatch.setattr(book, "display", lambda data, **options: shown.append((data, options)))
+    first, second = runs.load_runs("table1")[:2]
+    book.glue("live", "0.10")
+    book.glue("one", "0.20", run=first)
+    book.glue("two", "0.30", run=[first, second])
+    assert shown[0][0] == {"application/papermill.record/text/plain": "'0.10'"}
+    assert shown[0][1]["metadata"]["scrapbook"]["name"] == "live"
+    texts = [options["metadata"].get("mnlib", {}).get("recorded") for _, options in shown]
+    assert texts[0] is None
+    for part in (f"seed {first.seed}", first.commit[:8], first.date[:10], first.hardware):
+        assert part in texts[1]
+    assert texts[2].endswith("and 1 more")

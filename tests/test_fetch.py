@@ -179,6 +179,23 @@ def test_weights_are_checked_by_the_beginning_of_their_hash(folder, server, tmp_
     assert torch.equal(data.load("mobilenet_v2")[key], state[key])
 
 
+def test_the_pages_program_comes_as_its_package_or_not_at_all(
+    folder, server, tmp_path, monkeypatch
+):
+    files = {"ort.wasm.bundle.min.mjs": b"script", "ort-wasm-simd-threaded.wasm": b"program"}
+    for present in ({"ort.wasm.bundle.min.mjs": b"script"}, files):
+        write_tar(tmp_path / "package", present, "package/dist")
+        content = (tmp_path / "package").read_bytes()
+        server.offer(monkeypatch, "onnxruntime_web", {"onnxruntime-web-1.30.0.tgz": content})
+        (row,) = data.fetch(["onnxruntime_web"])
+        if present != files:
+            assert "no file ort-wasm-simd-threaded.wasm" in row["reason"]
+            assert content_of(folder) == []
+    assert row["outcome"] == "fetched"
+    assert data.load("onnxruntime_web") == files
+    assert content_of(folder / "scripts") == ["onnxruntime-web-1.30.0.tgz"]
+
+
 def test_a_wrong_checksum_is_said_and_nothing_is_kept(folder, server, cifar_tar, monkeypatch):
     wrong = {"cifar-10-binary.tar.gz": "sha256:" + "0" * 64}
     server.offer(monkeypatch, "cifar10", {"cifar-10-binary.tar.gz": cifar_tar}, wrong)

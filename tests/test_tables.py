@@ -1,5 +1,6 @@
-"""A table that a cell shows is a table in each output, with number and caption where it has one."""
+"""Tables and numbers of cells are in each output, with caption, and with the run they come from."""
 
+import functools
 import json
 import re
 import sys
@@ -15,12 +16,22 @@ EXTENSIONS = Path(__file__).resolve().parents[1] / "book" / "_ext"
 LEDGER = (
     '<div class="mnlib-table mnlib-prose"><table><thead><tr><th>printed</th></tr></thead><tbody>'
     rf'<tr><td>{book.quotation("is $n_o$")} <a id="claim-x" href="other.html#sec-there">there</a>'
-    "<br>and <code>test_this</code></td></tr></tbody></table></div>"
+    "<br>and <code>test_this</code></td></tr><tr><td>reproduced with remark</td></tr></tbody>"
+    "</table></div>"
 )
 CAPTION = {"mnlib": {"table": {"caption": "As in {eq}`eq-one`, *twice*.", "name": "tab-one"}}}
 
 
 CONTENTS = "# All\n\n```{toctree}\n:numbered:\npage\nother\nslides\n```\n"
+
+
+def glued(key, text, metadata):
+    kind = "application/papermill.record/"
+    return {
+        "output_type": "display_data",
+        "data": {f"{kind}text/plain": repr(text)},
+        "metadata": {"scrapbook": {"name": key, "mime_prefix": kind}} | metadata,
+    }
 
 
 def cell(identifier, html, metadata):
@@ -39,13 +50,20 @@ def cell(identifier, html, metadata):
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tables")
-    text = "# Title\n\n$$ 1 $$ (eq-one)\n\n{numref}`tab-one` and {ref}`it <claim-x>`"
+    folder, built = tmp_path_factory.mktemp("tables"), tmp_path_factory.mktemp("built")
+    text = (
+        "# Title\n\n$$ 1 $$ (eq-one)\n\n{numref}`tab-one` and {ref}`it <claim-x>`; "
+        "{glue:text}`live` and {glue:text}`old`"
+    )
     rows = book.table([{"a": "<b>", "c": 1}]).data
     cells = [
         {"cell_type": "markdown", "id": "m", "metadata": {}, "source": text},
         cell("t1", rows, CAPTION),
         cell("t2", LEDGER, {}),
+    ]
+    cells[1]["outputs"] += [
+        glued("live", "-0.50", {}),
+        glued("old", "43.15", {"mnlib": {"recorded": "recorded: seed 3"}}),
     ]
     notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     (folder / "page.ipynb").write_text(json.dumps(notebook))
@@ -53,17 +71,18 @@ def build(tmp_path_factory):
     (folder / "slides.md").write_text("# Slides\n")
     (folder / "index.md").write_text(CONTENTS)
     settings = {
-        "extensions": ["myst_nb", "cell_tables"],
+        "extensions": ["myst_nb", "cell_tables", "web_pages"],
         "nb_execution_mode": "off",
         "myst_enable_extensions": ["dollarmath"],
         "numfig": True,
     }
 
+    @functools.cache
     def build(builder):
-        out = folder / "_out" / builder
+        out = built / builder
         with docutils_namespace(), patch_docutils(folder):
             app = Sphinx(
-                folder, None, out, folder / "_trees", builder, settings, status=None, parallel=0
+                folder, None, out, built / "trees", builder, settings, status=None, parallel=0
             )
             app.build(force_all=True)
         suffix = {"latex": "*.tex", "html": "page.html"}[builder]
@@ -93,3 +112,21 @@ def test_latex_has_both_tables_and_no_repr_of_python(build):
     assert text.count(r"\begin{tabulary}") == 2
     assert r"\(n_o\)" in text
     assert "test\\_this" in text
+
+
+def test_a_number_says_where_it_comes_from_and_has_a_true_minus(build):
+    page = build("html")
+    assert re.search(r'<abbr class="mnlib-number [^>]*title="computed by this build">−0.50<', page)
+    assert re.search(r'<abbr class="[^>]*mnlib-recorded[^>]*title="recorded: seed 3">43.15<', page)
+    assert "seed 3" not in build("latex")
+
+
+def test_a_verdict_is_a_chip_and_its_table_a_ledger(build):
+    page = build("html")
+    assert '<span class="mnlib-chip mnlib-fair">reproduced with remark</span>' in page
+    assert page.count("mnlib-ledger") == 1
+
+
+def test_a_page_has_a_description_and_the_search_knows_decimals(build):
+    page = build("html")
+    assert re.search(r'<meta name="description" content="Table 1.1 and it; −0.50 and 43.15', page)

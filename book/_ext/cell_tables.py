@@ -13,9 +13,20 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
 
+from mnlib.lab.claims import NOT_MEASURED
 from mnlib.lab.deck import load_slides, pieces
 
 SLIDES = load_slides()
+CHIPS = {
+    "reproduced": "good",
+    "reproduced with remark": "fair",
+    "not reproduced": "bad",
+    "sharpened": "good",
+    "imprecise": "fair",
+    "wrong": "bad",
+    NOT_MEASURED: "open",
+}
+ROW = '<a class="headerlink" href="#{}" title="Link to this row">#</a>'
 OURS = ('<div class="mnlib-table', '<p class="mnlib-badge')
 
 
@@ -72,6 +83,8 @@ def words(tag: Tag) -> list[nodes.Node]:
             if "id" in child.attrs:
                 link["names"] = [child["id"]]
             found.append(link)
+            if link["names"]:
+                found.append(nodes.raw("", ROW.format(child["id"]), format="html"))
         elif child.name in ("b", "strong"):
             found.append(nodes.strong("", "", *words(child)))
         elif child.name in ("em", "i"):
@@ -92,6 +105,10 @@ def entry(cell: Tag) -> nodes.entry:
             paragraphs.append(nodes.paragraph())
         else:
             paragraphs[-1] += node
+    if (text := paragraphs[0].astext()) in CHIPS:
+        chip = nodes.inline("", text, classes=["mnlib-chip", f"mnlib-{CHIPS[text]}"])
+        paragraphs[0].children = []
+        paragraphs[0] += chip
     return nodes.entry("", *paragraphs)
 
 
@@ -107,6 +124,8 @@ def table(tag: Tag, classes: list[str]) -> nodes.table:
             part += nodes.row("", *map(entry, row.find_all(["th", "td"])))
         if its_rows:
             group += part
+    if any("mnlib-chip" in word["classes"] for word in group.findall(nodes.inline)):
+        classes = [*classes, "mnlib-ledger"]
     return nodes.table("", group, classes=[*classes, "colwidths-auto"])
 
 

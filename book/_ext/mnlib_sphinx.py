@@ -13,6 +13,7 @@ from pathlib import Path
 from cell_tables import SLIDES, quotation
 from docutils import nodes
 from docutils.nodes import make_id
+from docutils.utils import new_document
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
@@ -227,7 +228,9 @@ body {{ margin: 1rem; font: 0.9rem/1.4 system-ui, sans-serif; }}
 <body>
 <p><a href="../index.html">A Deep Dive into MobileNet</a> ·
 <code>{name}</code>{back}</p>
+<main role="main">
 {code}
+</main>
 </body>
 </html>
 """
@@ -241,7 +244,7 @@ def show_files(app: Sphinx, error: Exception | None) -> None:
     folder.mkdir(exist_ok=True)
     light, dark = (
         HtmlFormatter(style=style).get_style_defs(".highlight")
-        for style in ("default", "github-dark")
+        for style in ("a11y-high-contrast-light", "a11y-high-contrast-dark")
     )
     shape = HtmlFormatter(linenos="inline", lineanchors="line", anchorlinenos=True)
     for path in {path for path, _ in (*TESTS.values(), *SOURCES.values())}:
@@ -256,6 +259,24 @@ def show_files(app: Sphinx, error: Exception | None) -> None:
         (Path(app.outdir) / page_of(path)).write_text(page, encoding="utf-8")
 
 
+def index_files(app: Sphinx) -> list:
+    """Let the search find tests and functions by their names, and say no more pages."""
+    indexer, fed = app.builder.indexer, set()
+    if indexer is None:  # the output has no search
+        return []
+    for path in {path for path, _ in (*TESTS.values(), *SOURCES.values())}:
+        tree = new_document(str(path))
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        tree += nodes.paragraph("", ast.get_docstring(module) or "")
+        tree += nodes.paragraph("", " ".join(definitions(path)))
+        page, name = page_of(path).removesuffix(".html"), str(path.relative_to(ROOT))
+        indexer.feed(page, page, name, tree)
+        fed.add(page)
+    prune = indexer.prune  # would drop whatever is no page of Sphinx
+    indexer.prune = lambda pages: prune({*pages, *fed})
+    return []
+
+
 def setup(app: Sphinx) -> dict:
     """Connect the above; ``keep_going`` shows all warnings, then fails the build."""
     app.keep_going = True
@@ -267,5 +288,6 @@ def setup(app: Sphinx) -> dict:
     app.connect("env-check-consistency", keep_slides_numbers)
     app.connect("doctree-resolved", link_quotations)
     app.connect("doctree-resolved", link_code)
+    app.connect("html-collect-pages", index_files)
     app.connect("build-finished", show_files)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,12 +1,12 @@
 """What the chapters share: a figure style, the tier badge, glued numbers, tables and ledgers."""
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
-from IPython.display import HTML
+from IPython.display import HTML, display
 
-from mnlib.lab import claims, data
+from mnlib.lab import claims, data, runs
 from mnlib.lab.deck import pieces
 from mnlib.lab.style import COLOURS, style
 
@@ -20,6 +20,9 @@ __all__ = [
     "style",
     "table",
 ]
+
+
+GLUE_PREFIX = "application/papermill.record/"  # by which MyST-NB knows what is not shown
 
 
 def badge(*names: str) -> HTML:
@@ -41,8 +44,14 @@ def badge(*names: str) -> HTML:
     )
 
 
-def glue(key: str, text: str) -> None:
+def glue(key: str, text: str, run: runs.Run | Sequence[runs.Run] = ()) -> None:
     """Hand ``text``, an already rounded number, to the prose: ``{glue:text}`key```.
+
+    Args:
+        key: its name on the page.
+        text: the number.
+        run: the recorded run or runs that it was read from; none if this build computes it. The
+            page tells it where a reader points at the number.
 
     Raises:
         TypeError: ``text`` is not a string, so that its rounding would be left to chance.
@@ -50,9 +59,23 @@ def glue(key: str, text: str) -> None:
     """
     if not isinstance(text, str):
         raise TypeError(f"glue({key!r}, {text!r}): give a rounded string, such as f'{{x:.2f}}'")
-    from myst_nb import glue as nb_glue
+    # what myst_nb.glue does; it has no place for more metadata
+    metadata = {"scrapbook": {"name": key, "mime_prefix": GLUE_PREFIX}}
+    if run:
+        metadata["mnlib"] = {"recorded": recorded(*([run] if isinstance(run, runs.Run) else run))}
+    display({f"{GLUE_PREFIX}text/plain": repr(text)}, raw=True, metadata=metadata)
 
-    nb_glue(key, text, display=False)
+
+def recorded(first: runs.Run, *others: runs.Run) -> str:
+    """Return in one line which runs a number comes from: seeds, commit, date and machine."""
+    every = (first, *others)
+    seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in every}))
+    names = ", ".join(dict.fromkeys(f"{r.experiment} {r.model} {r.protocol}" for r in every))
+    parts = [names if len(names) < 120 else f"{len(every)} runs", f"seed {seeds}"]
+    if "probabilities" in first.results:
+        parts.append(f"n = {len(first.results['probabilities']):,}")
+    parts += [f"commit {first.commit[:8]} of {first.date[:10]}", first.hardware]
+    return "recorded: " + "; ".join(parts) + f"; and {len(others)} more" * bool(others)
 
 
 def table(rows: pd.DataFrame | Iterable[dict]) -> HTML:

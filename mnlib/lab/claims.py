@@ -154,7 +154,7 @@ def _live_flowers(count: Callable[[data.Dataset], int]) -> int | None:
 
 
 def _against_vgg() -> float | None:
-    v2 = _percent(_recorded("flowers", "mobilenet_v2", "imagenet"))
+    v2 = _percent(_recorded("flowers", "mobilenet_v2", "frozen"))
     vgg = _percent(_recorded("flowers", "vgg19", "frozen"))
     return None if v2 is None or vgg is None else v2 - vgg
 

@@ -19,6 +19,8 @@ EXPERIMENTS = """\
   vgg19_slices   slides     vgg19
   decoupling     photographs  vgg19 mobilenet_v2 mobilenet_v3_small
   gates          imagenet   mobilenet_v3_small
+  residual_flow  imagenet   mobilenet_v3_small mobilenet_v2
+  residual_flow  augmented  mobilenet_v3_small mobilenet_v2
   drawn_flowers  plain      small mobilenet_v3_small_tiny mobilenet_v3_small_ungated
   flowers        scratch    mobilenet_v3_small mobilenet_v3_large mobilenet_v2
   flowers        frozen     mobilenet_v2 mobilenet_v3_small vgg19
@@ -31,6 +33,11 @@ EXPERIMENTS = """\
   table1         good       resnet20 neural_ode
   table1         trainval   resnet20 neural_ode
   table1         mirrored   resnet20 neural_ode
+  table1_images  slides     resnet20 neural_ode
+  table1_images  unpenalised  neural_ode
+  table1_images  good       resnet20 neural_ode
+  table1_images  trainval   resnet20 neural_ode
+  table1_images  mirrored   resnet20 neural_ode
   mnist          good       neural_ode
 """
 

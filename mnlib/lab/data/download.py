@@ -144,7 +144,7 @@ def _download(source: Source, folder: Path, dead: dict[str, str]) -> None:
 
 
 def _install(name: str, temporary: Path, folder: Path, source: str) -> None:
-    """Move weights, or the store made of a dataset, from ``temporary`` to its place at once."""
+    """Move a file, or the store made of a dataset, from ``temporary`` to its place at once."""
     path, layout = find(name, [temporary])
     if INPUTS[name].splits:
         splits = {split: read(name, path, layout, split) for split in INPUTS[name].splits}
@@ -152,7 +152,8 @@ def _install(name: str, temporary: Path, folder: Path, source: str) -> None:
         target = folder / made.relative_to(temporary / "store")
     else:
         weights = read(name, path, layout, "")
-        made, target = path, folder / "weights" / path.name
+        made = path
+        target = (folder / INPUTS[name].layouts[0].pattern).with_name(path.name)
         if source.startswith("pip"):
             import torch
 

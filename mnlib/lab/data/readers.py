@@ -1,10 +1,10 @@
 """Readers of the layouts in which the inputs come: one function a layout, one result for all.
 
 A reader of a dataset takes a path and a split and returns ``(images, labels)``; a reader of weights
-takes a path and returns a state dict. ``path`` is a folder, or an archive that is read in place.
-What cannot be read raises whatever its parser does; :func:`mnlib.lab.data.load` makes of it the one
-sentence that names the input and the remedy. No reader takes much more memory than the published
-files need, however small or strange the file is.
+takes a path and returns a state dict, one of scripts the files' bytes by name. ``path`` is a
+folder, or an archive that is read in place. What cannot be read raises whatever its parser does;
+:func:`mnlib.lab.data.load` makes of it the one sentence that names the input and the remedy. No
+reader takes much more memory than the published files need, however small or strange the file is.
 """
 
 import contextlib
@@ -38,6 +38,7 @@ __all__ = [
     "members",
     "mnist_idx",
     "need_array_record",
+    "onnxruntime_web",
     "printable",
     "reason",
     "state_dict",
@@ -540,3 +541,9 @@ def vgg19_normalised(path: Path) -> dict:
     if not all(weight.isfinite().all() for weight in weights):  # of these there is no balance
         raise ValueError("it holds a weight that is not finite")
     return _vgg19(*balance(weights, biases))
+
+
+def onnxruntime_web(path: Path) -> dict[str, bytes]:
+    """Read from npm's ``onnxruntime-web`` the two files that run networks on the processor."""
+    files = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
+    return dict(zip(files, members(path, list(files)), strict=True))

@@ -28,10 +28,10 @@ class Source(NamedTuple):
 
 
 class Input(NamedTuple):
-    """A dataset or a set of weights."""
+    """A dataset, a set of weights or, for the pages, a program."""
 
     splits: tuple[str, ...]
-    """``()`` for weights"""
+    """``()`` for what is no dataset"""
     licence: str
     layouts: tuple[Layout, ...]
     sources: tuple[Source, ...]
@@ -184,6 +184,27 @@ INPUTS: dict[str, Input] = {
     "mobilenet_v2": _mobilenet("mobilenet_v2", "mobilenet_v2-b0353104.pth"),
     "mobilenet_v3_small": _mobilenet("mobilenet_v3_small", "mobilenet_v3_small-047dcff4.pth"),
     "mobilenet_v3_large": _mobilenet("mobilenet_v3_large", "mobilenet_v3_large-8738ca79.pth"),
+    "onnxruntime_web": Input(
+        (),
+        "MIT, Microsoft",
+        tuple(
+            Layout(
+                folder + "onnxruntime-web-1.30.0.tgz",
+                readers.onnxruntime_web,
+                "npm onnxruntime-web@1.30.0",
+            )
+            for folder in ("scripts/", "")
+        ),
+        (
+            Source(
+                "npm",
+                {
+                    "onnxruntime-web@1.30.0": "sha256:"
+                    "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
+                },
+            ),
+        ),
+    ),
 }
 """Every input by name. Archive checksums are those that tensorflow-datasets, Keras and torchvision
 publish; those of registry packages were taken from packages whose content was checked."""

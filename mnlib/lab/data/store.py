@@ -25,6 +25,7 @@ from mnlib.lab.data.readers import (
     CLASSES,
     Photographs,
     need_array_record,
+    onnxruntime_web,
     reason,
     tfds_store,
 )
@@ -156,9 +157,10 @@ def read(name: str, path: Path, layout: Layout, split: str) -> Any:
             images, labels = layout.read(path, split)
             check_dataset(name, split, images, labels)
             return Dataset(images, labels)
-        weights = layout.read(path)
-        check_weights(name, weights)
-        return weights
+        content = layout.read(path)
+        if layout.read is not onnxruntime_web:
+            check_weights(name, content)
+        return content
     except MemoryError:
         raise
     except Exception as error:  # other people's parsers raise exceptions of every kind
@@ -173,14 +175,15 @@ def load(name: str, split: str = "train") -> Any:
 
     Args:
         name: ``"cifar10"``, ``"mnist"``, ``"tf_flowers"``, ``"vgg19"``, ``"mobilenet_v2"``,
-            ``"mobilenet_v3_small"`` or ``"mobilenet_v3_large"``.
-        split: ``"train"`` or ``"test"``; tf_flowers has ``"train"`` only; nothing to weights.
+            ``"mobilenet_v3_small"``, ``"mobilenet_v3_large"`` or ``"onnxruntime_web"``.
+        split: ``"train"`` or ``"test"``; tf_flowers has ``"train"`` only; nothing to the others.
 
     Returns:
         A :class:`Dataset` (uint8 images N×H×W×C and int64 labels, in the official order; the
         photographs of tf_flowers by class, then file name, and decoded when indexed), or weights
         as a dict of float32 tensors by torchvision's key names (``vgg19``: the 16 convolutions
-        only, for BGR input in 0..255 minus 103.939, 116.779, 123.68).
+        only, for BGR input in 0..255 minus 103.939, 116.779, 123.68), or of ``onnxruntime_web``
+        the bytes of the files that a page needs, by name.
 
     Raises:
         FileNotFoundError: it is not there, or ``MNLIB_TIER=embedded`` forbids its use.
