@@ -261,13 +261,19 @@ def show_files(app: Sphinx, error: Exception | None) -> None:
 
 def index_files(app: Sphinx) -> list:
     """Let the search find tests and functions by their names, and say no more pages."""
+    indexer, fed = app.builder.indexer, set()
+    if indexer is None:  # the output has no search
+        return []
     for path in {path for path, _ in (*TESTS.values(), *SOURCES.values())}:
         tree = new_document(str(path))
         module = ast.parse(path.read_text(encoding="utf-8"))
         tree += nodes.paragraph("", ast.get_docstring(module) or "")
         tree += nodes.paragraph("", " ".join(definitions(path)))
         page, name = page_of(path).removesuffix(".html"), str(path.relative_to(ROOT))
-        app.builder.indexer.feed(page, page, name, tree)
+        indexer.feed(page, page, name, tree)
+        fed.add(page)
+    prune = indexer.prune  # would drop whatever is no page of Sphinx
+    indexer.prune = lambda pages: prune({*pages, *fed})
     return []
 
 
