@@ -31,6 +31,7 @@ few = settings(deadline=None, max_examples=25)
 @few
 @given(st.floats(0.1, 5000))
 @example(80 / 9)  # of which 8 are exactly 90 %
+@example(18)  # of which 16 are less
 def test_rounded_channels_are_a_near_multiple_of_8_as_torchvisions(channels):
     from torchvision.models._utils import _make_divisible
 
