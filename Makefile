@@ -4,11 +4,16 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: book draft test lint notebooks sums clean
+.PHONY: book pdf slides draft test lint notebooks sums clean
 
 book: $(VENV)/.installed-book
 	$(BIN)/mnlib fetch
 	PATH="$(abspath $(BIN)):$$PATH" jupyter-book build book/
+
+# What follows reads the site that `make book` has built: the book as one PDF, printed by Chromium, and
+# the slides in the deck's order, each with its verdicts: _build/book.pdf and _build/slides.html.
+pdf slides: $(VENV)/.installed-book
+	$(BIN)/python scripts/$@.py
 
 # For authors: cells are run again only where they, mnlib, the records or the inputs have changed.
 draft: $(VENV)/.installed-book

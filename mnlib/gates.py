@@ -121,10 +121,10 @@ def between_classes(gates: Tensor, labels: Tensor) -> float:
 def replacements(gates: list[Tensor]) -> dict[str, Callable[[int, Tensor], Tensor]]:
     """Return what can stand in for the learned gates, by name, for use with ``changed_gates``.
 
-    ``gates`` are those that :func:`watch` returned for N images. ``mean`` is their average for each
-    channel, ``another image's`` gives each image all gates of one other of the N, which therefore
-    must pass in the same order; ``another channel's`` deals each image's own gates out anew, to
-    each in its own way; ``open`` is 1.
+    ``gates`` are those that :func:`watch` returned for N images, which must pass in the same order.
+    ``mean`` is each channel's average over one random half of them, for the images of the other;
+    ``another image's`` gives each image all gates of one other; ``another channel's`` deals each
+    image's own gates out anew, to each in its own way; ``open`` is 1.
 
     >>> list(replacements([torch.rand(5, 8)]))
     ['learned', 'mean', "another image's", "another channel's", 'open']
@@ -134,10 +134,11 @@ def replacements(gates: list[Tensor]) -> dict[str, Callable[[int, Tensor], Tenso
     circle = torch.randperm(len(gates[0]), generator=chance)
     other = circle.roll(1)[circle.argsort()]
     row = [cycle(g[other]) for g in gates]
-    mean = [g.mean(0)[:, None, None] for g in gates]
+    half = circle % 2
+    mean = [cycle(torch.stack([g[half == 1].mean(0), g[half == 0].mean(0)])[half]) for g in gates]
     return {
         "learned": lambda i, s: s,
-        "mean": lambda i, s: mean[i].expand_as(s),
+        "mean": lambda i, s: torch.stack([next(mean[i]) for _ in s]).view_as(s),
         "another image's": lambda i, s: torch.stack([next(row[i]) for _ in s]).view_as(s),
         "another channel's": lambda i, s: s.gather(
             1, torch.rand(s.shape, generator=chance).argsort(1)

@@ -71,10 +71,12 @@ def test_a_network_that_lives_by_its_gates():
         "between_classes": 1.0,
     }
     assert found["accuracy"]["learned"] == 1
-    assert found["accuracy"]["mean"] == found["accuracy"]["open"] == 0.5
+    assert found["accuracy"]["open"] == 0.5
+    # an image of the class that its own half has more of meets the means of the other half
+    assert 0.4 < found["accuracy"]["mean"] <= 0.5
     assert 0.3 < found["accuracy"]["another image's"] < 0.7
-    assert found["only"]["learned"]["mean"] == 50
-    assert found["only"]["mean"]["learned"] == found["only"]["mean"]["open"] == 0
+    assert found["only"]["learned"]["open"] == 50
+    assert found["only"]["mean"]["learned"] == found["only"]["open"]["learned"] == 0
     for a, others in found["only"].items():
         for b, only in others.items():
             difference = found["accuracy"][a] - found["accuracy"][b]
@@ -101,12 +103,21 @@ def test_replacements_keep_what_they_say():
     s[1] = s[0]
     changes = gates.replacements([s.flatten(1)])
     assert torch.equal(changes["learned"](0, s), s)
-    torch.testing.assert_close(changes["mean"](0, s), s.mean(0, keepdim=True).expand(6, 4, 1, 1))
     channel = changes["another channel's"](0, s)
     torch.testing.assert_close(channel.sort(1).values, s.sort(1).values)
     assert not torch.equal(channel, s)
     assert not torch.equal(channel[0], channel[1])  # a permutation for each image
     assert torch.equal(changes["open"](0, s), torch.ones(6, 4, 1, 1))
+
+
+def test_mean_gates_are_those_of_images_that_they_are_not_given_to():
+    s = torch.eye(10)  # whose gates went into a mean, the mean tells
+    change = gates.replacements([s])["mean"]
+    for _pass in range(2):
+        means = torch.cat([change(0, part[..., None, None]) for part in s.split(4)])[..., 0, 0]
+        assert (means.diagonal() == 0).all()
+        torch.testing.assert_close(means.sum(1), torch.ones(10))
+        assert ((means > 0).sum(1) == 5).all()
 
 
 def test_an_image_gets_all_gates_of_one_other_image_of_any_batch():

@@ -142,6 +142,12 @@ def test_step_underflow_at_a_singularity():
         odeint(lambda t, y: y**2, torch.ones(1).double(), torch.tensor([0.0, 2.0]).double())
 
 
+def test_step_underflow_at_the_start():
+    """From t = 0 a step can shrink to nothing, by way of lengths whose inverse overflows."""
+    with pytest.raises(RuntimeError, match=r"fell to 0 at t = 0, .* not finite"):
+        odeint(lambda t, y: torch.where(t > 0, math.nan, y), ONE.double(), UNIT.double())
+
+
 def test_too_many_steps():
     with pytest.raises(RuntimeError, match=r"max_steps=20 steps reached only t = 0\.\d+ of 1"):
         odeint(lambda t, y: -1e3 * (y - torch.cos(t)), ONE, UNIT, max_steps=20)

@@ -17,6 +17,7 @@ __all__ = ["EXPERIMENTS", "main", "parser"]
 #: protocol and its models a line.
 EXPERIMENTS = """\
   vgg19_slices   slides     vgg19
+  decoupling     photographs  vgg19 mobilenet_v2 mobilenet_v3_small
   gates          imagenet   mobilenet_v3_small
   residual_flow  imagenet   mobilenet_v3_small mobilenet_v2
   residual_flow  augmented  mobilenet_v3_small mobilenet_v2

@@ -16,6 +16,7 @@ from mnlib.cifar import NeuralODE, ResNet20
 from mnlib.lab import (
     architecture,
     data,
+    decoupling,
     evaluations,
     fingerprint,
     flowers,
@@ -325,6 +326,17 @@ TABLE1: dict[str, dict[str, Training] | dict[str, Mirrored]] = {
 EXPERIMENTS: dict[str, dict[str, Mapping[str, Task]]] = {
     "vgg19_slices": {
         "slides": {"vgg19": Measurement("VGG-19's 16 convolutions", vgg.measure_slices, ("vgg19",))}
+    },
+    # what the networks still know when their convolutions are R separable blocks
+    "decoupling": {
+        "photographs": {
+            model: Measurement("tf_flowers", decoupling.measure, ("tf_flowers", *weights))
+            for model, weights in {
+                "vgg19": ["vgg19"],
+                "mobilenet_v2": [],
+                "mobilenet_v3_small": [],
+            }.items()
+        }
     },
     "gates": {
         "imagenet": {

@@ -27,6 +27,7 @@ __all__ = [
     "measure_slices",
     "normalising_scales",
     "parameters",
+    "pretrained",
     "rescaled",
     "subject",
     "vgg19_features",
@@ -120,7 +121,7 @@ def subject(count: int = 8, size: int = 64) -> Subject:
     """
     images = _images(count, size)
     if data.tier("vgg19") == "real data":
-        name, network = "VGG-19", _vgg19()
+        name, network = "VGG-19", pretrained()
         images = images.flip(1) - torch.tensor(OXFORD_MEAN)[:, None, None]
     else:
         name, network = "the small network", _small()
@@ -141,7 +142,13 @@ def _images(count: int, size: int) -> Tensor:
     return torch.cat([resize(torch.tensor(p).permute(2, 0, 1)[None].float()) for p in chosen])
 
 
-def _vgg19() -> nn.Sequential:
+def pretrained() -> nn.Sequential:
+    """Return VGG-19's convolutions with the weights of the book.
+
+    Raises:
+        FileNotFoundError: they are not there; the message names the remedy.
+
+    """
     with torch.device("meta"):
         network = vgg19_features()
     weights = {key.removeprefix("features."): w for key, w in data.load("vgg19").items()}

@@ -61,10 +61,10 @@ class Dopri5:
                     f"for {y[0].dtype}; {why}check func there, loosen rtol={self.rtol} and "
                     f"atol={self.atol}, or use float64"
                 )
-            left = math.ceil((1 - start[2]) / length)
-            if left <= 2:
-                length = (1 - start[2]) / left
-            end = (0, -1, 1.0 if left == 1 else start[2] + length)
+            rest = 1 - start[2]
+            if rest <= 2 * length:
+                length = rest if rest <= length else rest / 2
+            end = (0, -1, start[2] + length)  # s + (1 - s) is 1 exactly, rounded to even
             ends = moment(ts, start), moment(ts, end)
             new, slopes = advance(field, self.tableau, *ends, y, slope)
             slopes.append(evaluate(field, ends[1], new, slopes))
