@@ -31,6 +31,7 @@ OF_THE_THEME = (
     ("region", "sidebar-primary-item", "its sidebar is a plain div, outside of landmarks"),
     ("region", "sidebar-header-items", "the same"),
     ("region", "pst-back-to-top", "its button stands outside of landmarks"),
+    ("aria-allowed-role", "doc-biblioentry", "docutils gives it to an entry of a bibliography"),
 )
 
 

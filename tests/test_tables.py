@@ -55,7 +55,7 @@ def build(tmp_path_factory):
         "# Title\n\n$$ 1 $$ (eq-one)\n\n{numref}`tab-one` and {ref}`it <claim-x>`; "
         "{glue:text}`live` and {glue:text}`old`"
     )
-    rows = book.table([{"a": "<b>", "c": 1}]).data
+    rows = book.table([{"": "<b>", "c": 1}]).data
     cells = [
         {"cell_type": "markdown", "id": "m", "metadata": {}, "source": text},
         cell("t1", rows, CAPTION),
@@ -100,6 +100,7 @@ def test_html_has_a_numbered_caption_above_and_anchors_and_links(build):
     assert "Table 1.1" in caption
     assert re.search(r'href="#equation-eq-one">\(1\.1\)</a>, <em>twice</em>', caption)
     assert "&lt;b&gt;" in table
+    assert '<th class="head"><p><span class="visually-hidden">row</span></p></th>' in table
     assert 'href="#tab-one"><span class="std std-numref">Table 1.1' in page
     assert re.search(r'<a [^>]*href="other.html#sec-there"[^>]* id="claim-x">there</a>', page)
     assert 'href="#claim-x"' in page

@@ -27,6 +27,7 @@ CHIPS = {
     NOT_MEASURED: "open",
 }
 ROW = '<a class="headerlink" href="#{}" title="Link to this row">#</a>'
+UNSEEN = '<span class="visually-hidden">row</span>'
 OURS = ('<div class="mnlib-table', '<p class="mnlib-badge')
 
 
@@ -124,6 +125,10 @@ def table(tag: Tag, classes: list[str]) -> nodes.table:
             part += nodes.row("", *map(entry, row.find_all(["th", "td"])))
         if its_rows:
             group += part
+    heads = [e for top in group.findall(nodes.thead) for e in top.findall(nodes.entry)]
+    for place in heads:
+        if not place.astext():  # a screen reader names the column of each cell
+            place[0] += nodes.raw("", UNSEEN, format="html")
     if any("mnlib-chip" in word["classes"] for word in group.findall(nodes.inline)):
         classes = [*classes, "mnlib-ledger"]
     return nodes.table("", group, classes=[*classes, "colwidths-auto"])
