@@ -189,7 +189,7 @@ kernelspec: {display_name: Python 3, language: python, name: python3}
 
 def build(folder: Path, page: str) -> subprocess.CompletedProcess:
     """Build a book of one page with the real book's settings, by the command that readers use."""
-    for name in ("_config.yml", "book/_ext", "book/references.bib"):
+    for name in ("_config.yml", "book/_ext", "book/_static", "book/references.bib"):
         (folder / name).parent.mkdir(exist_ok=True)
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)

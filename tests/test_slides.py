@@ -141,7 +141,7 @@ def test_nothing_is_said_to_come_from_a_description_of_the_slides():
         assert not re.search(r"description of the slides|from a description", source(page))
 
 
-FRAME = ("data", "certificate", "conclusion")
+FRAME = ("index", "data", "certificate", "conclusion")
 CHAPTERS = [p for p in PAGES if p.suffix == ".ipynb" and p.stem not in FRAME]
 
 

@@ -117,7 +117,7 @@ def test_latex_has_both_tables_and_no_repr_of_python(build):
 
 def test_a_number_says_where_it_comes_from_and_has_a_true_minus(build):
     page = build("html")
-    assert re.search(r'<abbr class="mnlib-number [^>]*title="computed by this build">−0.50<', page)
+    assert re.search(r'<abbr class="mnlib-number [^>]*title="given by the code [^"]*">−0.50<', page)
     assert re.search(r'<abbr class="[^>]*mnlib-recorded[^>]*title="recorded: seed 3">43.15<', page)
     assert "seed 3" not in build("latex")
 

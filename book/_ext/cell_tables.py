@@ -66,7 +66,9 @@ def words(tag: Tag) -> list[nodes.Node]:
     found = []
     for child in tag.children:
         if isinstance(child, NavigableString):
-            found.append(nodes.Text(str(child)))
+            text = nodes.Text(str(child))
+            text.support_smartquotes = False  # `--model` is an option, no dash
+            found.append(text)
             continue
         classes = child.get("class", [])
         if child.name == "q":

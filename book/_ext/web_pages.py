@@ -17,7 +17,7 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.search.en import SearchEnglish
 
-LIVE = "computed by this build"
+LIVE = "given by the code of this page, from its inputs and records, in this build"
 # Scripts that no page uses: Thebe runs code on a server, and is declared twice.
 UNUSED = ("sphinx-thebe", "THEBE_JS_URL")
 
