@@ -12,10 +12,12 @@ export function make(tag, attributes = {}, ...children) {
 }
 
 let count = 0;
+// Each piece has this module to itself, and so a count of its own.
+const mine = Math.random().toString(36).slice(2);
 // An id that no other element of the page has.
 export function unique() {
   count += 1;
-  return `mnlib-play-${count}`;
+  return `mnlib-play-${mine}-${count}`;
 }
 
 // The number in a text, or an error that says what is allowed.
