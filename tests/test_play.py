@@ -416,7 +416,7 @@ def test_the_bench_shows_pythons_gradients_and_follows_keys_and_drags(open_tab, 
     assert [row[1] for row in cells(piece)] == [expected[0], expected[1], expected[3]]
     piece.get_by_label("method").select_option("rk4")
     rows = cells(piece)
-    assert float(rows[1][2]) < 0.1
+    assert float(rows[1][2].replace("−", "-")) < 0.1
     # by keyboard: one press is one step of the range
     field, turned = dial(piece, "τ, length")
     turned.press("ArrowRight")
@@ -461,6 +461,8 @@ def test_the_button_starts_a_piece_by_keyboard(open_tab, address):
     tab.locator("#play-cost[data-state=on]").wait_for()
     assert tab.evaluate("document.activeElement.closest('#play-cost') !== null")
     assert not tab.locator("#play-flow[data-state]").count()
+    # the theme's own script takes an observer for granted
+    tab.faults[:] = [fault for fault in tab.faults if "IntersectionObserver" not in fault]
 
 
 @pytest.mark.slow
