@@ -20,6 +20,11 @@ NETWORKS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def asked(graph, x):
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     return [torch.tensor(y) for y in session.run(None, {"x": x.numpy()})]
@@ -46,7 +51,9 @@ def test_an_opened_network_shows_its_maps_and_its_gates():
     with torch.inference_mode():
         expected, answer = watch(model, lambda: model(x))
     torch.testing.assert_close(logits, answer, atol=1e-3, rtol=0)
-    torch.testing.assert_close(maps, flowers.class_maps(model, x), atol=1e-3, rtol=0)
+    # random weights make maps of some hundreds, which float32 itself knows to 1e-5 of that
+    places = flowers.class_maps(model, x)
+    assert (maps - places).abs().max() < 1e-4 * places.abs().max()
     torch.testing.assert_close(gates, expected, atol=1e-4, rtol=0)
     # the classifier stands in the graph once
     assert len(graph) < 4.2 * sum(p.numel() for p in model.parameters())
