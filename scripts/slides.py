@@ -11,6 +11,7 @@ import mimetypes
 import sys
 from functools import cache
 from html import escape
+from importlib import metadata
 from pathlib import Path
 
 import yaml
@@ -139,7 +140,9 @@ def main(site: Path, file: Path) -> None:
     """Write the slides to ``file``."""
     book = Site(site)
     title = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["title"]
-    mathjax = next(site.glob("_static/**/tex-svg.js")).read_bytes()
+    # whole, from its package: the site leaves out what its pages do not use
+    parts = metadata.files("sphinx-mathjax-offline") or ()
+    mathjax = next(part for part in parts if part.name == "tex-svg.js").read_binary()
     text = DOCUMENT.format(
         title=escape(title),
         style=(ROOT / "book" / "print" / "slides.css").read_text(encoding="utf-8"),

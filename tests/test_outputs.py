@@ -168,8 +168,6 @@ def site(tmp_path_factory):
             f"{ledger if page == 'conclusion' else ''}</section></section></article></body></html>"
         )
         (folder / f"{page}.html").write_text(text, encoding="utf-8")
-    (folder / "_static").mkdir()
-    (folder / "_static" / "tex-svg.js").write_text("'</script>';")
     return folder
 
 
