@@ -11,6 +11,7 @@ from mnlib import mobilenet
 from mnlib.cost import count_macs
 from mnlib.gates import SqueezeExcitation, watch
 from mnlib.lab import data, experiments, export, flowers, runs
+from mnlib.lab.architecture import without_gates
 
 RECORDED = [r for r in runs.load_runs() if "mobilenet" in r.model and r.checkpoint and r.epochs]
 NETWORKS = {
@@ -91,7 +92,7 @@ def test_the_network_that_looks_at_photographs_is_told_with_its_record():
 
 def test_the_ungated_network_lacks_the_gates_and_nothing_else():
     model = mobilenet.mobilenet_v3_large()
-    without = export.ungated(model)
+    without = without_gates(model)
     gates = sum(m.fc1.weight.numel() * 2 for m in model.modules() if hasattr(m, "fc1"))
     assert not any(isinstance(m, SqueezeExcitation) for m in without.modules())
     assert any(isinstance(m, SqueezeExcitation) for m in model.modules())

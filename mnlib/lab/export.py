@@ -19,6 +19,7 @@ from mnlib import mobilenet
 from mnlib.cost import count_macs, count_parameters, fold_batch_norm
 from mnlib.gates import SqueezeExcitation, changed_gates
 from mnlib.lab import data, experiments, flowers
+from mnlib.lab.architecture import without_gates
 from mnlib.lab.comparison import wilson
 from mnlib.lab.deck import load_slides
 from mnlib.lab.images import STATISTICS
@@ -36,7 +37,6 @@ __all__ = [
     "photograph_rows",
     "telephone",
     "telephone_rows",
-    "ungated",
     "write_photograph",
     "write_telephone",
 ]
@@ -105,16 +105,6 @@ def alike(model: nn.Module) -> nn.Module:
     return model
 
 
-def ungated(model: nn.Module) -> nn.Module:
-    """Return a copy of ``model`` without its squeeze-and-excitation modules."""
-    model = copy.deepcopy(model)
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, SqueezeExcitation):
-                setattr(module, name, nn.Identity())
-    return model
-
-
 def _separable(channels: int) -> nn.Sequential:
     return nn.Sequential(
         ConvNormActivation(channels, channels, 3, "RE", groups=channels),
@@ -127,7 +117,7 @@ TIMED = {
     "last_stage_before": (mobilenet.last_stage_before, (160, 7, 7)),
     "last_stage_after": (mobilenet.last_stage_after, (160, 7, 7)),
     "v3_large": (mobilenet.mobilenet_v3_large, _IMAGE),
-    "v3_large_ungated": (lambda: ungated(mobilenet.mobilenet_v3_large()), _IMAGE),
+    "v3_large_ungated": (lambda: without_gates(mobilenet.mobilenet_v3_large()), _IMAGE),
     "regular": (lambda: ConvNormActivation(512, 512, 3, "RE"), (512, 14, 14)),
     "separable": (lambda: _separable(512), (512, 14, 14)),
     "v1": (mobilenet.mobilenet_v1, _IMAGE),

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from tqdm import trange
 
 from mnlib.cost import count_parameters
-from mnlib.lab import data, evaluations, fingerprint, flowers, training
+from mnlib.lab import evaluations, fingerprint, flowers, training
 from mnlib.lab.runs import Which
 from mnlib.lab.tasks import Outcome, digits, start_from
-from mnlib.lab.vgg import OXFORD_MEAN, vgg19_features
+from mnlib.lab.vgg import OXFORD_MEAN, pretrained, vgg19_features
 
 __all__ = ["features", "logistic_regression", "measure", "vgg_features"]
 
@@ -32,9 +32,7 @@ def vgg_features(images: np.ndarray) -> Tensor:
         FileNotFoundError: VGG-19's weights are not there; the message names the remedy.
 
     """
-    network = vgg19_features().to(memory_format=torch.channels_last)
-    weights = data.load("vgg19")
-    network.load_state_dict({key.removeprefix("features."): w for key, w in weights.items()})
+    network = pretrained().to(memory_format=torch.channels_last)
     mean = torch.tensor(OXFORD_MEAN)
     found = []
     with torch.inference_mode():

@@ -196,15 +196,12 @@ def _short(matrix: Tensor) -> list[list[float]]:
 
 def rank_rows() -> list[dict[str, str]]:
     """Return the relative error of the slider's layer by number of blocks and order."""
-    _, weight = _layer()
-    errors = {order: decouple(weight, order).errors for order in ORDERS}
+    errors = {order: about["errors"] for order, about in rank_data()["orders"].items()}
     return [
         {
             "blocks R": str(r),
             **{
-                f"error, {order.replace('_', ' ')}": f"{float(found[r]):.3f}"
-                if r < len(found)
-                else ""
+                f"error, {order.replace('_', ' ')}": f"{found[r]:.3f}" if r < len(found) else ""
                 for order, found in errors.items()
             },
         }
