@@ -1,10 +1,13 @@
 """Frozen networks under one head, on drawn flowers and made-up features."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from mnlib.lab import data, experiments, flowers, frozen, runs, tasks
+from mnlib.lab import data, experiments, flowers, frozen, runs, tasks, training, vgg
+from mnlib.lab.images import prepare
 
 WHICH = runs.Which("flowers", "mobilenet_v3_small", "frozen", 0)
 
@@ -21,6 +24,24 @@ def test_the_features_of_vgg_are_torchvisions(monkeypatch):
     x = torch.tensor(x, dtype=torch.float32).permute(0, 3, 1, 2)
     expected = reference(x).detach()[:, :, 0, 0]
     torch.testing.assert_close(frozen.vgg_features(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_last_block_starts_as_the_frozen_vgg_and_nothing_before_it_moves(monkeypatch):
+    torch.manual_seed(0)
+    network = vgg.LastBlock(5)
+    start = {k: v.clone() for k, v in network.state_dict().items()}
+    features = {k: v for k, v in start.items() if k.startswith("features.")}
+    monkeypatch.setattr(data, "load", lambda _: features)
+    images, labels = data.drawn_flowers(5, size=64)
+    expected = network.classifier(frozen.vgg_features(images))
+    x = prepare(torch.tensor(images), 64, "imagenet")
+    torch.testing.assert_close(network(x), expected, rtol=1e-3, atol=1e-3)
+
+    recipe = dataclasses.replace(flowers.recipe(epochs=1), sizes=(64,))
+    training.fit(network, images, labels, recipe)
+    moved = {k for k, v in network.state_dict().items() if not v.equal(start[k])}
+    block = {f"features.{i}.{part}" for i in (28, 30, 32, 34) for part in ("weight", "bias")}
+    assert moved == {*block, "classifier.weight", "classifier.bias"}
 
 
 @pytest.mark.parametrize("model", ["mobilenet_v2", "mobilenet_v3_small"])

@@ -126,12 +126,18 @@ def test_changed_code_is_evaluated_again_and_may_fail(project, monkeypatch):
     assert outcomes()["toy-m-short-0"].outcome == verify.AGAIN
     record(project, "m", results={"seen": [1.6, 0]})
     assert outcomes()["toy-m-short-0"].outcome == verify.FAILS
-    record(project, "m", results={"seen": [1.5, 0], "row": {"accuracy": 0.9}})
-    found = {"accuracy": None, "results": {"seen": [1.5, 0], "row": {"accuracy": 0.9015}}}
+    row = {"accuracy": 0.9, "probabilities": [[0.0001, 0.9999]]}
+    record(project, "m", results={"seen": [1.5, 0], "row": row})
     (run,) = (r for r in runs.load_runs() if r.model == "m")
-    assert verify._compared(run, found)[0] == verify.AGAIN  # a photograph of 734
-    found["results"]["row"]["accuracy"] = 0.903
-    assert verify._compared(run, found)[0] == verify.FAILS
+
+    def compared(**now):
+        return verify._compared(run, {"accuracy": None, "results": {"seen": [1.5, 0], **now}})[0]
+
+    assert compared(row=row | {"accuracy": 0.9027}) == verify.AGAIN  # two photographs of 734
+    assert compared(row=row | {"accuracy": 0.904}) == verify.FAILS
+    # the last digit that is kept of a small probability is much of its size
+    assert compared(row=row | {"probabilities": [[0.0002, 0.9998]]}) == verify.AGAIN
+    assert compared(row=row | {"probabilities": [[0.01, 0.99]]}) == verify.FAILS
     record(project, "m", results={"seen": [1.5, 0], "more": 1})
     assert outcomes()["toy-m-short-0"].why == "the measurement no longer gives results.more"
 

@@ -67,6 +67,7 @@ PROTOCOLS = {
     "augmented": "from ImageNet, augmented",
     "mirrored": "augmented, mirror averaged",
     "frozen": "ImageNet, frozen",
+    "last_block": "ImageNet, last block trained",
 }
 
 #: Two photographs whose 16×16 thumbnails correlate at least so much are near-duplicates.
@@ -211,7 +212,7 @@ def draw_accuracies(ax: Axes, cost: Callable[[Run], float]) -> None:
     A marker a protocol, on a logarithmic axis; a network's name stands beside its point, once.
     """
     recorded = trainings()
-    for marker, (protocol, label) in zip("ovsD^", PROTOCOLS.items(), strict=True):
+    for marker, (protocol, label) in zip("ovsD^P", PROTOCOLS.items(), strict=True):
         here = [run for run in recorded.values() if run.protocol == protocol]
         if here:
             x, y = [cost(run) for run in here], np.array([run.accuracy for run in here])

@@ -14,13 +14,14 @@ from torch.nn import functional as F
 
 from mnlib import pca
 from mnlib.lab import data, runs
-from mnlib.lab.images import prepare
+from mnlib.lab.images import STATISTICS, prepare
 from mnlib.lab.runs import Which
 from mnlib.lab.tasks import Outcome, restored
 from mnlib.separable import DecoupledConv2d, Order, rank_bound
 
 __all__ = [
     "OXFORD_MEAN",
+    "LastBlock",
     "SmallConvNet",
     "Subject",
     "decoupled",
@@ -46,6 +47,27 @@ def vgg19_features() -> nn.Sequential:
     from torchvision.models.vgg import cfgs, make_layers  # here, for torchvision imports slowly
 
     return make_layers(cfgs["E"], batch_norm=False)
+
+
+class LastBlock(nn.Module):
+    """VGG-19 whose last block of four convolutions is trained, with a new linear layer.
+
+    Maps images normalised by ImageNet's statistics, float RGB N×3×H×W, to N×``classes``: the means
+    over positions of the last feature maps, classified. The twelve convolutions before are frozen.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.features = vgg19_features().to(memory_format=torch.channels_last)
+        self.features[:28].requires_grad_(False)  # up to the fourth pool
+        self.classifier = nn.Linear(512, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return N×``classes`` outputs."""
+        mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in STATISTICS["imagenet"])
+        oxford = torch.tensor(OXFORD_MEAN, device=x.device).view(3, 1, 1)
+        bgr = (255 * (x * std + mean)).flip(1) - oxford
+        return self.classifier(self.features(bgr).mean((2, 3)))
 
 
 class SmallConvNet(nn.Sequential):
