@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from scipy.special import xlogy
 
 from mnlib.lab.comparison import calibration_error, paired, reliability, right, wilson
 
@@ -29,29 +31,55 @@ def _two(both, only_one, only_other, neither):
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 60))
 @settings(deadline=None, max_examples=60)
-def test_a_difference_is_excluded_exactly_where_mcnemars_test_rejects(wins, losses, both):
+def test_the_p_of_a_difference_is_mcnemars_and_either_network_may_come_first(wins, losses, both):
     one, other = _two(both, wins, losses, 1)
-    found, n, m = paired(one, other), len(one), wins + losses
+    found, m = paired(one, other), wins + losses
     assert found.difference == pytest.approx(one.mean() - other.mean())
-    assert found.low <= found.difference <= found.high
+    assert found.low < found.difference < found.high
     assert (found.only_one, found.only_other) == (wins, losses)
     k = min(wins, losses)
     assert found.p == pytest.approx(min(1, 2 * sum(comb(m, i) for i in range(k + 1)) / 2**m))
-    assert (found.low <= 0 <= found.high) == (found.p >= 0.05)
     back = paired(other, one)
     assert (back.low, back.high) == pytest.approx((-found.high, -found.low))
-    assert n == both + m + 1
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(1, 60))
+@settings(deadline=None, max_examples=40)
+def test_a_difference_ends_where_the_score_test_just_does_not_reject_it(wins, losses, alike):
+    found, n = paired(*_two(alike, wins, losses, 1)), wins + losses + alike + 1
+    for end in (found.low, found.high):
+        # the likelihood given the difference, maximised by a search
+        def surprise(q, end=end):
+            return -(xlogy(wins, q + end) + xlogy(losses, q) + xlogy(alike + 1, 1 - end - 2 * q))
+
+        bounds = (max(0, -end), (1 - end) / 2)
+        q = minimize_scalar(surprise, bounds=bounds, method="bounded", options={"xatol": 1e-12}).x
+        variance = (2 * q + end - end**2) / n
+        assert (found.difference - end) ** 2 == pytest.approx(1.959964**2 * variance, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("only_one", "only_other"), [(0.05, 0.05), (0.09, 0.06), (0.4, 0.003), (0.2, 0.0), (0.01, 0)]
+)
+def test_the_interval_covers_the_true_difference_as_often_as_it_says(only_one, only_other):
+    rng = np.random.default_rng(0)
+    chances, n, held = [only_one, only_other, 1 - only_one - only_other], 734, 0
+    for wins, losses, alike in rng.multinomial(n, chances, 500):
+        found = paired(*_two(alike, wins, losses, 0))
+        held += found.low <= only_one - only_other <= found.high
+    assert 0.93 <= held / 500 <= 0.975
 
 
 def test_equal_answers_leave_room_for_what_n_images_cannot_show():
-    found = paired(*_two(700, 0, 0, 34))
+    found, z = paired(*_two(700, 0, 0, 34)), 1.959963984540054
     assert found.p == 1
-    assert (1 - found.high) ** 734 == pytest.approx(0.025)  # the chance to have missed it
+    assert found.high == pytest.approx(z**2 / (734 + z**2), rel=1e-5)  # Wilson's for none of 734
     assert found.low == -found.high
+    assert paired(*_two(0, 5, 0, 0)).high == 1
 
 
 def test_a_difference_prints_in_points_with_a_true_minus_sign():
-    assert str(paired(*_two(80, 5, 9, 6))) == "−4.0 (−10.4 to +4.2)"
+    assert str(paired(*_two(80, 5, 9, 6))) == "−4.0 (−12.1 to +3.7)"
     assert str(paired(*_two(9990, 1, 1, 8))) == "+0.0 (0.0 to +0.0)"
 
 

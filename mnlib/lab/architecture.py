@@ -12,7 +12,7 @@ from torch import nn
 from mnlib import cost
 from mnlib.gates import SqueezeExcitation
 from mnlib.lab.style import COLOURS
-from mnlib.mobilenet import InvertedResidual, convolution_kind
+from mnlib.mobilenet import InvertedResidual, convolution_kind, mobilenet_v3_small
 
 __all__ = [
     "KINDS",
@@ -22,6 +22,7 @@ __all__ = [
     "layers",
     "legend_handles",
     "published",
+    "small_without_gates",
     "without_gates",
 ]
 
@@ -117,3 +118,8 @@ def without_gates(network: nn.Module) -> nn.Module:
             if isinstance(child, SqueezeExcitation):
                 setattr(parent, name, nn.Identity())
     return network
+
+
+def small_without_gates(**kwargs) -> nn.Module:
+    """Return MobileNetV3-Small :func:`without_gates`; the arguments are its own."""
+    return without_gates(mobilenet_v3_small(**kwargs))

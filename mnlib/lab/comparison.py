@@ -1,10 +1,12 @@
 """How sure one can be of an accuracy, of a difference between two, and of a probability."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
+from scipy.optimize import brentq
+from scipy.stats import binomtest, norm
 
 __all__ = ["Paired", "calibration_error", "paired", "reliability", "right", "wilson"]
 
@@ -42,32 +44,42 @@ def paired(one: np.ndarray, other: np.ndarray) -> Paired:
         one: bool N, whether it is right, an image each.
         other: the same of the other network, for the same images in the same order.
 
-    What counts are the m images on which exactly one is right: ``p`` is that of McNemar's exact
-    test, and the interval that of Clopper and Pearson for the share of the m that ``one`` wins, in
-    fractions of all images. So it holds 0 if and only if p is at least 0.05; that m itself is a
-    matter of chance is left out. It is about the networks as trained, on images like these:
-    another seed is another network.
+    ``p`` is that of McNemar's exact test, on the images on which exactly one is right. The
+    interval is Tango's (Statistics in Medicine 17, 891, 1998): all differences that the score test
+    does not reject, as :func:`wilson`'s is for one proportion. It is about the networks as
+    trained, on images like these: another seed is another network.
 
     Raises:
         ValueError: other shapes, or nothing to compare.
 
     Example:
         >>> one, other = [True] * 90 + [False] * 10, [True] * 80 + [False] * 20
-        >>> paired(one, other).p < 0.01
-        True
+        >>> print(paired(one, other))
+        +10.0 (+5.5 to +17.4)
 
     """
     one, other = np.asarray(one, bool), np.asarray(other, bool)
     if one.shape != other.shape or one.ndim != 1 or not len(one):
         raise ValueError(f"{one.shape} answers against {other.shape}: ask both about equal images")
     wins, losses, n = int((one & ~other).sum()), int((other & ~one).sum()), len(one)
-    m = wins + losses
-    if m == 0:  # then only what had shown itself within n images can be excluded
-        bound = 1 - 0.025 ** (1 / n)
-        return Paired(0.0, -bound, bound, 1.0, 0, 0)
-    test = binomtest(wins, m)
-    low, high = (float((2 * p - 1) * m / n) for p in test.proportion_ci())
-    return Paired((wins - losses) / n, low, high, float(test.pvalue), wins, losses)
+    p = float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    low, high = -_highest(losses, wins, n), _highest(wins, losses, n)
+    return Paired((wins - losses) / n, low, high, p, wins, losses)
+
+
+def _highest(wins: int, losses: int, n: int) -> float:
+    """Return the largest difference that the score test does not reject."""
+
+    def deviation(difference: float) -> float:
+        # of a loss the most likely probability, given the difference
+        a, c = 2 * n, -losses * difference * (1 - difference)
+        b = (2 * n - wins + losses) * difference - wins - losses
+        q = (math.sqrt(b * b - 4 * a * c) - b) / (2 * a)
+        variance = n * (2 * q + difference * (1 - difference))
+        return (n * difference - wins + losses) / math.sqrt(variance) - norm.isf(0.025)
+
+    seen, most = (wins - losses) / n + 1e-9, 1 - 1e-9
+    return 1.0 if seen >= most or deviation(most) < 0 else brentq(deviation, seen, most)
 
 
 def right(answers: str, labels: np.ndarray) -> np.ndarray:

@@ -264,10 +264,6 @@ DIGITS = Images("mnist", partial(data.load, "mnist"), ("mnist",))
 PHOTOGRAPHS = Images("tf_flowers", flowers.load, ("tf_flowers",))
 
 
-def _ungated(**kwargs) -> nn.Module:
-    return architecture.without_gates(mobilenet_v3_small(**kwargs))
-
-
 def _photographs(model: str, recipe: Recipe, start: str = "") -> Training:
     return Training(
         images=PHOTOGRAPHS,
@@ -383,7 +379,7 @@ EXPERIMENTS: dict[str, dict[str, Mapping[str, Task]]] = {
                 )
                 for name, build in {
                     "mobilenet_v3_small_tiny": mobilenet_v3_small,
-                    "mobilenet_v3_small_ungated": _ungated,
+                    "mobilenet_v3_small_ungated": architecture.small_without_gates,
                 }.items()
             },
         }
