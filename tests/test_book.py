@@ -57,14 +57,24 @@ def test_a_quotation_shows_its_formulas_and_escapes_the_rest():
 def test_a_glued_number_keeps_the_run_that_it_comes_from(monkeypatch):
     shown = []
     monkeypatch.setattr(book, "display", lambda data, **options: shown.append((data, options)))
-    first, second = runs.load_runs("table1")[:2]
+    every = runs.load_runs("table1")
+    first = every[0]
     book.glue("live", "0.10")
     book.glue("one", "0.20", run=first)
-    book.glue("two", "0.30", run=[first, second])
+    book.glue("all", "0.30", run=every)
     assert shown[0][0] == {"application/papermill.record/text/plain": "'0.10'"}
     assert shown[0][1]["metadata"]["scrapbook"]["name"] == "live"
     texts = [options["metadata"].get("mnlib", {}).get("recorded") for _, options in shown]
     assert texts[0] is None
-    for part in (f"seed {first.seed}", first.commit[:8], first.date[:10], first.hardware):
+    hardware = first.hardware.replace(", ", " with ")
+    for part in (f"seed {first.seed};", first.commit[:8], first.date[:10], hardware):
         assert part in texts[1]
-    assert texts[2].endswith("and 1 more")
+    seeds = sorted({run.seed for run in every})
+    assert f"; neural_ode, resnet20; seed {', '.join(map(str, seeds))}; " in texts[2]
+    states = {(run.commit, run.date[:10]) for run in every}
+    assert f" and {len(states) - 3} more; " in texts[2]
+
+
+def test_a_recorded_number_without_a_run_is_refused():
+    with pytest.raises(ValueError, match="no run"):
+        book.glue("key", "0.1", run=[])

@@ -1,7 +1,7 @@
 """What the chapters share: a figure style, the tier badge, glued numbers, tables and ledgers."""
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 import pandas as pd
 from IPython.display import HTML, display
@@ -44,38 +44,54 @@ def badge(*names: str) -> HTML:
     )
 
 
-def glue(key: str, text: str, run: runs.Run | Sequence[runs.Run] = ()) -> None:
+def glue(key: str, text: str, run: runs.Run | Collection[runs.Run] | None = None) -> None:
     """Hand ``text``, an already rounded number, to the prose: ``{glue:text}`key```.
 
     Args:
         key: its name on the page.
         text: the number.
-        run: the recorded run or runs that it was read from; none if this build computes it. The
+        run: the recorded run or runs that it was read from; None if this build computes it. The
             page tells it where a reader points at the number.
 
     Raises:
         TypeError: ``text`` is not a string, so that its rounding would be left to chance.
+        ValueError: ``run`` holds no run, so that a recorded number would seem to be computed.
 
     """
     if not isinstance(text, str):
         raise TypeError(f"glue({key!r}, {text!r}): give a rounded string, such as f'{{x:.2f}}'")
     # what myst_nb.glue does; it has no place for more metadata
     metadata = {"scrapbook": {"name": key, "mime_prefix": GLUE_PREFIX}}
-    if run:
-        metadata["mnlib"] = {"recorded": recorded(*([run] if isinstance(run, runs.Run) else run))}
+    if run is not None:
+        every = [run] if isinstance(run, runs.Run) else [*run]
+        if not every:
+            raise ValueError(
+                f"glue({key!r}, …, run={run!r}): no run; leave it out, or find the run"
+            )
+        metadata["mnlib"] = {"recorded": recorded(*every)}
     display({f"{GLUE_PREFIX}text/plain": repr(text)}, raw=True, metadata=metadata)
 
 
 def recorded(first: runs.Run, *others: runs.Run) -> str:
-    """Return in one line which runs a number comes from: seeds, commit, date and machine."""
+    """Return in one line which runs a number comes from: what, seeds, commits and machines."""
     every = (first, *others)
-    seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in every}))
-    names = ", ".join(dict.fromkeys(f"{r.experiment} {r.model} {r.protocol}" for r in every))
-    parts = [names if len(names) < 120 else f"{len(every)} runs", f"seed {seeds}"]
+    parts = [
+        _some(f"{run.experiment} {run.protocol}" for run in every),
+        _some(run.model for run in every),
+        "seed " + _some(str(seed) for seed in sorted({run.seed for run in every})),
+        "commit " + _some(f"{run.commit[:8]} of {run.date[:10]}" for run in every),
+        _some(run.hardware.replace(", ", " with ") for run in every),
+    ]
     if "probabilities" in first.results:
-        parts.append(f"n = {len(first.results['probabilities']):,}")
-    parts += [f"commit {first.commit[:8]} of {first.date[:10]}", first.hardware]
-    return "recorded: " + "; ".join(parts) + f"; and {len(others)} more" * bool(others)
+        parts.insert(3, f"n = {len(first.results['probabilities']):,}")
+    return "recorded: " + "; ".join(parts)
+
+
+def _some(values: Iterable[str], most: int = 3) -> str:
+    """Return the values once each, and of many the first and how many more."""
+    distinct = [*dict.fromkeys(values)]
+    more = f" and {len(distinct) - most} more" * (len(distinct) > most)
+    return ", ".join(distinct[:most]) + more
 
 
 def table(rows: pd.DataFrame | Iterable[dict]) -> HTML:
