@@ -1,6 +1,6 @@
 """Feed every reader of data with damaged files and count what comes of it, as JSON on stdout.
 
-Run by hand, not by the tests: ``python scripts/fuzz.py SECONDS``. An input is a layout of the tests
+Run by hand, not by the tests: ``python scripts/fuzz.py SECONDS [READER ...]``. An input is a layout of the tests
 with bytes flipped, cut off, moved, doubled or swapped between files; its number and the reader's
 name make it again. Allowed are a result that keeps its promises and the documented errors with
 their sentence; anything else, an answer after more than 5 s, a crash, or more than 1 GiB of memory
@@ -241,10 +241,14 @@ def main() -> None:
     """Spread the seconds over the readers and print a row each."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("seconds", type=float)
+    arguments.add_argument("names", nargs="*", metavar="READER", help="by default all")
     arguments.add_argument("--inputs", type=int, default=10_000, help="at most, for each reader")
     arguments = arguments.parse_args()
     tfds.disable_progress_bar()
-    rows, end, waiting = [], time.monotonic() + arguments.seconds, readers()
+    waiting = {k: v for k, v in readers().items() if not arguments.names or k in arguments.names}
+    if unknown := {*arguments.names} - {*waiting}:
+        arguments.error(f"no reader is named {unknown}: use of {[*readers()]}")
+    rows, end = [], time.monotonic() + arguments.seconds
     for done, (key, reader) in enumerate(waiting.items()):
         until = time.monotonic() + (end - time.monotonic()) / (len(waiting) - done)
         counts, faults, slowest, most = collections.Counter(), {}, 0.0, 0
