@@ -1,10 +1,10 @@
 """Feed every reader of data with damaged files and count what comes of it, as JSON on stdout.
 
-Run by hand, not by the tests: ``python scripts/fuzz.py SECONDS [READER ...]``. An input is a layout of the tests
-with bytes flipped, cut off, moved, doubled or swapped between files; its number and the reader's
-name make it again. Allowed are a result that keeps its promises and the documented errors with
-their sentence; anything else, an answer after more than 5 s, a crash, or more than 1 GiB of memory
-is a fault.
+Run by hand, not by the tests: ``python scripts/fuzz.py SECONDS [READER ...]``. An input is a
+layout of the tests with bytes flipped, cut off, moved, doubled or swapped between files; its
+number and the reader's name make it again. Allowed are a result that keeps its promises and the
+documented errors with their sentence; anything else, an answer after more than 5 s, a crash, or
+more than 1 GiB of memory is a fault.
 """
 
 import argparse
