@@ -4,6 +4,7 @@ The theme brings the whole of Bootstrap, Font Awesome and MathJax: of each is ke
 the built pages name.
 """
 
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -86,6 +87,7 @@ def draw_icons(static: Path) -> None:
     text = "".join(sheets)
     codes = {int(code, 16) for code in re.findall(r'"\\([ef][0-9a-f]{3})"', text)}
     codes |= set(map(ord, re.findall("[\ue000-\uf8ff]", text)))
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
     (whole,) = static.glob(f"{ICONS}/webfonts/fa-solid-900.ttf")
     font = TTFont(whole)
     subsetter = Subsetter(Options(drop_tables=["FFTM"], layout_features=[]))

@@ -1,10 +1,12 @@
 """Sphinx extension of the book: what only a site needs.
 
 Descriptions for those who list pages, a search that finds numbers and code, numbers
-that say where they come from, and figures for a dark page.
+that say where they come from, figures for a dark page and their data.
 """
 
 import html
+import json
+import os
 import re
 from pathlib import Path
 
@@ -82,12 +84,36 @@ def mark_drawings(app: Sphinx, tree: nodes.document, page: str) -> None:
     """Mark the pictures that are mostly white paper: a dark page turns them over."""
     for image in tree.findall(nodes.image):
         path = Path(app.srcdir, image["uri"])
-        if path.suffix == ".png" and path.exists():
+        if path.suffix == ".svg":
+            image["classes"].append("mnlib-drawing")
+        elif path.suffix == ".png" and path.exists():
             with Image.open(path) as picture:
                 small = picture.convert("L").reduce(4)
                 white = small.histogram()[-6:]
                 if sum(white) > 0.5 * small.width * small.height:
                     image["classes"].append("mnlib-drawing")
+
+
+def offer_data(app: Sphinx, tree: nodes.document, page: str) -> None:
+    """Link the data of each figure, which its cell gave with it, in its caption."""
+    executed = Path(app.outdir).parent / "jupyter_execute" / f"{page}.ipynb"
+    if app.builder.name != "html" or not executed.exists():
+        return
+    tables = {}
+    for cell in json.loads(executed.read_text(encoding="utf-8"))["cells"]:
+        name = cell["metadata"].get("mystnb", {}).get("figure", {}).get("name")
+        for output in cell.get("outputs", ()):
+            about = output.get("metadata", {}).get("image/png", {})
+            tables[name] = about.get("csv") or tables.get(name)
+    folder = Path(app.outdir, "_downloads")
+    for figure in tree.findall(nodes.figure):
+        name = next(iter(figure["names"]), None)
+        if table := tables.get(name):
+            folder.mkdir(exist_ok=True)
+            (folder / f"{name}.csv").write_text(table, encoding="utf-8")
+            caption = figure[figure.first_child_matching_class(nodes.caption)]
+            link = nodes.reference("", "Data (CSV)", refuri=f"_downloads/{name}.csv")
+            caption += nodes.inline("", " ", link, classes=["mnlib-only-screen"])
 
 
 def describe(app: Sphinx, page: str, template: str, context: dict, tree) -> None:
@@ -119,10 +145,12 @@ def describe(app: Sphinx, page: str, template: str, context: dict, tree) -> None
 def setup(app: Sphinx) -> dict:
     """Connect the above."""
     app.setup_extension("myst_nb")
+    os.environ["MNLIB_SITE"] = "1"  # for mnlib.lab.figures in the cells
     app.add_search_language(Search)
     app.add_role_to_domain("glue", "text", Number(), override=True)
     app.connect("doctree-read", set_signs)
     app.connect("doctree-resolved", tell_origins)
     app.connect("doctree-resolved", mark_drawings)
+    app.connect("doctree-resolved", offer_data)
     app.connect("html-page-context", describe, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
