@@ -1,12 +1,13 @@
 """Sphinx extension of the book: what only a site needs.
 
 Descriptions for those who list pages, a search that finds numbers and code, numbers
-that say where they come from, figures for a dark page, and no script that is not used.
+that say where they come from, figures for a dark page and their data.
 """
 
 import html
+import json
+import os
 import re
-import shutil
 from pathlib import Path
 
 from docutils import nodes
@@ -14,12 +15,9 @@ from myst_nb.ext.glue.roles import PasteTextRole
 from myst_nb.ext.glue.utils import retrieve_glue_data
 from PIL import Image
 from sphinx.application import Sphinx
-from sphinx.config import Config
 from sphinx.search.en import SearchEnglish
 
 LIVE = "given by the code of this page, from its inputs and records, in this build"
-# Scripts that no page uses: Thebe runs code on a server, and is declared twice.
-UNUSED = ("sphinx-thebe", "THEBE_JS_URL")
 
 
 class Search(SearchEnglish):
@@ -86,7 +84,9 @@ def mark_drawings(app: Sphinx, tree: nodes.document, page: str) -> None:
     """Mark the pictures that are mostly white paper: a dark page turns them over."""
     for image in tree.findall(nodes.image):
         path = Path(app.srcdir, image["uri"])
-        if path.suffix == ".png" and path.exists():
+        if path.suffix == ".svg":
+            image["classes"].append("mnlib-drawing")
+        elif path.suffix == ".png" and path.exists():
             with Image.open(path) as picture:
                 small = picture.convert("L").reduce(4)
                 white = small.histogram()[-6:]
@@ -94,14 +94,30 @@ def mark_drawings(app: Sphinx, tree: nodes.document, page: str) -> None:
                     image["classes"].append("mnlib-drawing")
 
 
+def offer_data(app: Sphinx, tree: nodes.document, page: str) -> None:
+    """Link the data of each figure, which its cell gave with it, in its caption."""
+    executed = Path(app.outdir).parent / "jupyter_execute" / f"{page}.ipynb"
+    if app.builder.name != "html" or not executed.exists():
+        return
+    tables = {}
+    for cell in json.loads(executed.read_text(encoding="utf-8"))["cells"]:
+        name = cell["metadata"].get("mystnb", {}).get("figure", {}).get("name")
+        for output in cell.get("outputs", ()):
+            about = output.get("metadata", {}).get("image/png", {})
+            tables[name] = about.get("csv") or tables.get(name)
+    folder = Path(app.outdir, "_downloads")
+    for figure in tree.findall(nodes.figure):
+        name = next(iter(figure["names"]), None)
+        if table := tables.get(name):
+            folder.mkdir(exist_ok=True)
+            (folder / f"{name}.csv").write_text(table, encoding="utf-8")
+            caption = figure[figure.first_child_matching_class(nodes.caption)]
+            link = nodes.reference("", "Data (CSV)", refuri=f"_downloads/{name}.csv")
+            caption += nodes.inline("", " ", link, classes=["mnlib-only-screen"])
+
+
 def describe(app: Sphinx, page: str, template: str, context: dict, tree) -> None:
-    """Give a page its description, and leave out scripts that it does not use."""
-    for kind in ("script_files", "css_files"):
-        context[kind] = [
-            file
-            for file in context[kind]
-            if not any(name in f"{file.filename} {file.attributes}" for name in UNUSED)
-        ]
+    """Give a page its description."""
     if tree is None:
         return
     about = app.config.html_title or app.config.project
@@ -126,42 +142,15 @@ def describe(app: Sphinx, page: str, template: str, context: dict, tree) -> None
     context["metatags"] = context.get("metatags", "") + "\n".join(lines)
 
 
-def choose_mathjax(app: Sphinx, config: Config) -> None:
-    """Start MathJax by the file that loads the parts which ``_config.yml`` names."""
-    config.mathjax_path = "mathjax/startup.js"
-
-
-def lighten(app: Sphinx, error: Exception | None) -> None:
-    """Drop Font Awesome's script, 1.4 MB, since its style sheet draws the same icons.
-
-    Drop the 20 MB of MathJax, too, that no page can ask for.
-    """
-    if error is not None or app.builder.name != "html":
-        return
-    for path in Path(app.outdir).glob("*.html"):
-        text = path.read_text(encoding="utf-8")
-        text = re.sub(r'<script src="[^"]*/fontawesome/[^"]*"></script>', "", text)
-        text = re.sub(
-            r'<link rel="preload" as="font"[^>]*(brands|regular)-400[^>]*>', "", text
-        )
-        path.write_text(text, encoding="utf-8")
-    mathjax = Path(app.outdir, "_static", "mathjax")
-    for path in mathjax.glob("*"):
-        if path.is_file() and path.name not in ("startup.js", "core.js", "loader.js"):
-            path.unlink()
-        elif path.name in ("sre", "ui", "adaptors"):
-            shutil.rmtree(path)
-
-
 def setup(app: Sphinx) -> dict:
     """Connect the above."""
     app.setup_extension("myst_nb")
+    os.environ["MNLIB_SITE"] = "1"  # for mnlib.lab.figures in the cells
     app.add_search_language(Search)
     app.add_role_to_domain("glue", "text", Number(), override=True)
     app.connect("doctree-read", set_signs)
     app.connect("doctree-resolved", tell_origins)
     app.connect("doctree-resolved", mark_drawings)
+    app.connect("doctree-resolved", offer_data)
     app.connect("html-page-context", describe, priority=900)
-    app.connect("config-inited", choose_mathjax)
-    app.connect("build-finished", lighten, priority=900)  # after MathJax is copied
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -2,6 +2,8 @@
 
 import matplotlib.pyplot as plt
 
+from mnlib.lab import figures
+
 __all__ = ["COLOURS", "style"]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the line styles are for
@@ -12,6 +14,7 @@ _LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
 
 def style() -> None:
     """Set matplotlib's parameters for the book: 6.5 in wide, light grid, colours and dashes."""
+    figures.offer()
     plt.rcParams.update(
         {
             "figure.figsize": (6.5, 3.6),
@@ -24,5 +27,6 @@ def style() -> None:
             "grid.alpha": 0.3,
             "font.size": 9,
             "legend.frameon": False,
+            "svg.hashsalt": "mnlib",  # each build names what is in a drawing alike
         }
     )

@@ -1,0 +1,111 @@
+"""What the site gives of a figure beside the picture: a drawing in lines, and its data."""
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterator
+
+import numpy as np
+from IPython import get_ipython
+from IPython.core.pylabtools import print_figure
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.category import StrCategoryFormatter
+from matplotlib.collections import LineCollection, PathCollection, QuadMesh
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
+from matplotlib.patches import StepPatch
+from matplotlib.ticker import FuncFormatter
+
+__all__ = ["data", "drawing", "offer"]
+
+
+def offer() -> None:
+    """Let a figure of the site's build be a drawing where that is smaller, and bring its data.
+
+    Elsewhere, as in a reader's own notebook, a figure stays a picture.
+    """
+    if not (os.environ.get("MNLIB_SITE") and (shell := get_ipython())):
+        return
+    from matplotlib_inline import backend_inline  # noqa: F401  (loaded later, it would undo this)
+
+    formatters = shell.display_formatter.formatters
+    formatters["image/svg+xml"].for_type(Figure, drawing)
+    formatters["image/png"].for_type(
+        Figure, lambda figure: (print_figure(figure, "png"), {"csv": data(figure)})
+    )
+
+
+def drawing(figure: Figure) -> str | None:
+    """Return a figure as SVG of the size of its PNG; None if that is smaller or it shows images."""
+    if any(ax.images or _of(ax, QuadMesh) for ax in figure.axes):
+        return None
+    svg = print_figure(figure, "svg", metadata={"Date": None})
+    if len(svg.encode()) > len(print_figure(figure, "png")):
+        return None
+    points = figure.dpi / 72
+    return re.sub(r'="([\d.]+)pt"', lambda size: f'="{float(size[1]) * points:.0f}"', svg)
+
+
+def data(figure: Figure) -> str:
+    """Return what the lines, points and bars of a figure show as CSV; nothing of a diagram."""
+    rows = [
+        (_panel(ax), label, *(v if isinstance(v, str) else f"{v:.6g}" for v in place))
+        for ax in figure.axes
+        if ax.axison
+        for label, place in _places(ax)
+    ]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("panel", "series", "x", "y"), *rows])
+    return text.getvalue() if rows else ""
+
+
+def _of(ax: Axes, kind: type) -> list:
+    return [artist for artist in ax.get_children() if isinstance(artist, kind)]
+
+
+def _panel(ax: Axes) -> str:
+    """Return a panel's title and what its axes are."""
+    axes = " over ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel())))
+    return ": ".join(filter(None, (ax.get_title(), axes)))
+
+
+def _places(ax: Axes) -> Iterator[tuple[str, tuple]]:
+    """Yield the series and the coordinates of each point of a panel."""
+    # a line across the panel, as of axhline, is no data
+    lines = [line for line in ax.lines if line.get_transform() == ax.transData]
+    steps = _of(ax, StepPatch)
+    drawn: list[tuple[Artist, np.ndarray]] = [
+        *((line, line.get_xydata()) for line in lines),
+        *((cloud, cloud.get_offsets()) for cloud in _of(ax, PathCollection)),
+        *((bar, part) for bar in _of(ax, LineCollection) for part in bar.get_segments()),
+        *((s, np.stack([s.get_data().edges[1:], s.get_data().values], 1)) for s in steps),
+    ]
+    for artist, places in drawn:
+        for x, y in places:
+            yield _series(artist, ax), (x, y)
+    for bars in ax.containers:
+        for bar in bars if isinstance(bars, BarContainer) else ():
+            if bars.orientation == "horizontal":
+                name = _name(ax.yaxis, bar.get_y() + bar.get_height() / 2)
+                yield _series(bar, ax), (bar.get_width(), name)
+            else:
+                name = _name(ax.xaxis, bar.get_x() + bar.get_width() / 2)
+                yield _series(bar, ax), (name, bar.get_height())
+
+
+def _series(artist: Artist, ax: Axes) -> str:
+    """Return the label of an artist or of the container it is in; its number where it has none."""
+    inside = (c for c in ax.containers if artist in c.get_children())
+    label = str(next(inside, artist).get_label())
+    return label.removeprefix("_child").removeprefix("_container")
+
+
+def _name(axis: Axis, place: float) -> str | float:
+    """Return the name that an axis of categories has for a place, else the place."""
+    if not isinstance(axis.get_major_formatter(), (FuncFormatter, StrCategoryFormatter)):
+        return place
+    nearest = np.argmin(abs(np.asarray(axis.get_ticklocs()) - place))
+    return axis.get_ticklabels()[nearest].get_text()

@@ -1,0 +1,81 @@
+"""A figure of the site is a drawing where that is smaller, and its data are what it shows."""
+
+import csv
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from matplotlib.figure import Figure
+
+from mnlib.lab import figures
+
+
+def read(figure):
+    return list(csv.DictReader(figures.data(figure).splitlines()))
+
+
+def test_the_data_are_the_points_of_lines_clouds_steps_and_bars():
+    figure = Figure()
+    left, middle, right = figure.subplots(1, 3)
+    left.plot([0, 1], [2, 3.25], label="line")
+    left.axhline(9)
+    left.set(title="title", xlabel="time", ylabel="height")
+    middle.scatter([4], [5])
+    middle.stairs([6, 7], [0, 1, 2], label="steps")
+    middle.errorbar([1], [2], [0.5], label="with error")
+    right.barh(["a", "b"], [1, 2], label="bars")
+    rows = [(row["series"], row["x"], row["y"]) for row in read(figure)]
+    assert {row["panel"] for row in read(figure)} == {"title: height over time", ""}
+    assert rows[:2] == [("line", "0", "2"), ("line", "1", "3.25")]
+    for row in (
+        ("steps", "2", "7"),
+        ("with error", "1", "2"),
+        ("bars", "1", "a"),
+        ("bars", "2", "b"),
+    ):
+        assert row in rows
+    assert {("4", "5"), ("1", "1.5"), ("1", "2.5")} <= {row[1:] for row in rows}
+    assert not any(row[2] == "9" for row in rows)
+
+
+def test_the_bars_beside_the_ticks_of_named_places_have_their_names():
+    figure = Figure()
+    ax = figure.subplots()
+    ax.bar(np.arange(2) - 0.2, [3, 4], 0.4)
+    ax.set_xticks([0, 1], ["first", "second"])
+    assert [(row["x"], row["y"]) for row in read(figure)] == [("first", "3"), ("second", "4")]
+
+
+def test_a_diagram_has_no_data():
+    figure = Figure()
+    ax = figure.subplots()
+    ax.plot([0, 1], [0, 1])
+    ax.set_axis_off()
+    assert figures.data(figure) == ""
+
+
+def test_a_drawing_has_its_pictures_size_and_images_stay_pictures():
+    figure = Figure(figsize=(6, 3), dpi=120)
+    ax = figure.subplots()
+    ax.plot([0, 1], [0, 1])
+    with mpl.rc_context({"svg.hashsalt": "mnlib"}):
+        text = figures.drawing(figure)
+        assert figures.drawing(figure) == text
+    assert 'width="7' in text.partition("viewBox")[0] or 'width="6' in text.partition("viewBox")[0]
+    assert "pt" not in text.partition("viewBox")[0].partition("<svg")[2]
+    ax.plot(np.random.default_rng(0).random(20_000), marker="o")
+    assert figures.drawing(figure) is None
+    ax.clear()
+    ax.imshow([[0, 1]])
+    assert figures.drawing(figure) is None
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_only_the_sites_build_asks_for_them(monkeypatch, asked):
+    shell = InteractiveShell()
+    monkeypatch.setattr(figures, "get_ipython", lambda: shell)
+    monkeypatch.setenv("MNLIB_SITE", "1" if asked else "")
+    figures.offer()
+    formatters = shell.display_formatter.formatters
+    assert (Figure in formatters["image/svg+xml"].type_printers) == asked
