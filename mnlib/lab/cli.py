@@ -29,6 +29,7 @@ EXPERIMENTS = """\
   flowers        mirrored   mobilenet_v2 mobilenet_v3_small
   flowers        imagenet   mobilenet_v3_small mobilenet_v2 mobilenet_v3_large
   flowers        last_block  vgg19
+  flowers        last_block_slow  vgg19
   table1         slides     resnet20 neural_ode
   table1         unpenalised  neural_ode
   table1         good       resnet20 neural_ode
