@@ -67,8 +67,8 @@ PROTOCOLS = {
     "augmented": "from ImageNet, augmented",
     "mirrored": "augmented, mirror averaged",
     "frozen": "ImageNet, frozen",
-    "last_block": "ImageNet, last block trained",
-    "last_block_slow": "the same at a tenth of the rate",
+    "last_block": "ImageNet, last block",
+    "last_block_slow": "ImageNet, last block, slowly",
 }
 
 #: Two photographs whose 16×16 thumbnails correlate at least so much are near-duplicates.
