@@ -47,6 +47,12 @@ def test_the_bars_beside_the_ticks_of_named_places_have_their_names():
     assert [(row["x"], row["y"]) for row in read(figure)] == [("first", "3"), ("second", "4")]
 
 
+def test_of_a_long_curve_every_nth_point_is_given():
+    figure = Figure()
+    figure.subplots().plot(np.arange(2500))
+    assert [row["x"] for row in read(figure)][:2] == ["0", "3"]
+
+
 def test_a_diagram_has_no_data():
     figure = Figure()
     ax = figure.subplots()

@@ -83,10 +83,13 @@ def downloaded(tmp_path_factory):
         },
     }
     picture = {"output_type": "display_data", "data": {"image/svg+xml": "<svg/>"}, "metadata": {}}
+    table = r'<div class="mnlib-table"><table><tr><td>-1 &lt; \(x\)</td></tr></table></div>'
+    ledger = {"output_type": "display_data", "data": {"text/html": table}, "metadata": {}}
     figure = {"name": "fig-one", "caption": "As {glue:text}`one-number`."}
     cells = [
         {"cell_type": "markdown", "id": "m", "metadata": {}, "source": PAGE},
         cell("glue", "print(6 * 7)", [glued], tags=["hide-input"]),
+        cell("ledger", "1", [ledger]),
         cell("draw", "1", [picture], mystnb={"figure": figure}),
     ]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -138,6 +141,11 @@ def test_a_download_has_text_for_roles_and_directives(downloaded):
         "**Fig. 1.1.** As −43.11.",
     ):
         assert read in text
+
+
+def test_a_table_of_a_download_has_the_pages_minus_signs(downloaded):
+    (ledger,) = (c for c in downloaded.cells if c.id == "ledger")
+    assert r"<td>−1 &lt; \(x\)</td>" in ledger.outputs[0].data["text/html"]
 
 
 def test_a_download_runs_in_an_empty_folder(downloaded, tmp_path):

@@ -176,6 +176,9 @@ class ReadTables(SphinxTransform):
 
 def link_places(app: Sphinx, tree: nodes.document, page: str) -> None:
     """Give the links in tables their address, which each builder writes differently."""
+    if app.builder.name != "html":  # only a site has links to a row
+        for mark in [n for n in tree.findall(nodes.raw) if "headerlink" in n.astext()]:
+            mark.parent.remove(mark)
     for link in tree.findall(nodes.reference):
         if place := link.attributes.pop("mnlib_place", None):
             target, _, anchor = place.partition("#")

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 
 import nbformat
+from bs4 import BeautifulSoup
+from cell_tables import OURS
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
@@ -136,6 +138,16 @@ def caption(
     return f"**{number(about['name'])}.** {say(about['caption'])}"
 
 
+def signs(text: str) -> str:
+    """Return a table of a cell with the minus signs that the page has."""
+    soup = BeautifulSoup(text, "html.parser")
+    for place in soup.find_all(["td", "th"]):
+        for words in place.find_all(string=True):
+            if not words.find_parent("code") and not words.find_parent(class_="math"):
+                words.replace_with(minus(words))
+    return str(soup)
+
+
 def download(
     app: Sphinx, page: str, notebook: nbformat.NotebookNode, glued: dict[str, str]
 ) -> None:
@@ -153,6 +165,10 @@ def download(
         )
         if text:
             cells.append(nbformat.v4.new_markdown_cell(text, id=f"{cell.id}-caption"))
+        for output in cell.outputs:
+            output.get("metadata", {}).get("image/png", {}).pop("csv", None)
+            if output.get("data", {}).get("text/html", "").startswith(OURS):
+                output.data["text/html"] = signs(output.data["text/html"])
         cell.metadata = {"jupyter": {"source_hidden": True}} if folded else {}
     notebook.cells = cells
 

@@ -23,6 +23,8 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxRole
 
+from mnlib import __version__
+
 LOGGER = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -192,7 +194,7 @@ def page_of(path: Path) -> str:
 
 def link_code(app: Sphinx, tree: nodes.document, page: str) -> None:
     """Let the name of a test or a function lead to its line; a test must exist."""
-    if app.builder.format != "html":
+    if app.builder.name != "html":  # other outputs have no pages of files
         return
     for name in list(tree.findall(nodes.literal)):
         text = name.astext()
@@ -238,7 +240,7 @@ body {{ margin: 1rem; font: 0.9rem/1.4 system-ui, sans-serif; }}
 
 def show_files(app: Sphinx, error: Exception | None) -> None:
     """Write the tests and mnlib out as pages with numbered lines."""
-    if error is not None or app.builder.format != "html":
+    if error is not None or app.builder.name != "html":
         return
     folder = Path(app.outdir) / "files"
     folder.mkdir(exist_ok=True)
@@ -280,6 +282,7 @@ def index_files(app: Sphinx) -> list:
 def setup(app: Sphinx) -> dict:
     """Connect the above; ``keep_going`` shows all warnings, then fails the build."""
     app.keep_going = True
+    app.config.version = __version__  # an EPUB must have one
     app.add_role("deck", Quotation())
     app.connect("env-get-outdated", every_page)
     app.connect("source-read", write_slides)

@@ -171,7 +171,7 @@ def bundle(name: str, data: dict) -> str:
 
 def write_scripts(app: Sphinx) -> None:
     """Write the loader and the style to ``play/`` of the site."""
-    if app.builder.format != "html":
+    if app.builder.name != "html":
         return
     folder = Path(app.outdir) / "play"
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,6 +183,8 @@ def add_loader(
     app: Sphinx, page: str, template: str, context: dict, tree: nodes.document
 ) -> None:
     """Add the loader to a page on which a piece plays; write what the piece loads."""
+    if app.builder.name != "html":
+        return
     containers = tree.findall(nodes.container) if tree else []
     playing = [node for node in containers if "mnlib-play" in node["classes"]]
     if playing:

@@ -21,6 +21,9 @@ from matplotlib.ticker import FuncFormatter
 
 __all__ = ["data", "drawing", "offer"]
 
+#: Of a series of more points, as a curve may have, every second or nth is given.
+MOST = 1000
+
 
 def offer() -> None:
     """Let a figure of the site's build be a drawing where that is smaller, and bring its data.
@@ -50,7 +53,10 @@ def drawing(figure: Figure) -> str | None:
 
 
 def data(figure: Figure) -> str:
-    """Return what the lines, points and bars of a figure show as CSV; nothing of a diagram."""
+    """Return what the lines, points and bars of a figure show as CSV; nothing of a diagram.
+
+    A picture, as of a confusion matrix, is left out, and of long series what :data:`MOST` says.
+    """
     rows = [
         (_panel(ax), label, *(v if isinstance(v, str) else f"{v:.6g}" for v in place))
         for ax in figure.axes
@@ -84,7 +90,7 @@ def _places(ax: Axes) -> Iterator[tuple[str, tuple]]:
         *((s, np.stack([s.get_data().edges[1:], s.get_data().values], 1)) for s in steps),
     ]
     for artist, places in drawn:
-        for x, y in places:
+        for x, y in places[:: len(places) // MOST + 1]:
             yield _series(artist, ax), (x, y)
     for bars in ax.containers:
         for bar in bars if isinstance(bars, BarContainer) else ():

@@ -27,6 +27,7 @@ def style() -> None:
             "grid.alpha": 0.3,
             "font.size": 9,
             "legend.frameon": False,
+            "svg.fonttype": "none",  # as text, half the size
             "svg.hashsalt": "mnlib",  # each build names what is in a drawing alike
         }
     )
