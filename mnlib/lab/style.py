@@ -2,8 +2,6 @@
 
 import matplotlib.pyplot as plt
 
-from mnlib.lab import figures
-
 __all__ = ["COLOURS", "style"]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the line styles are for
@@ -14,6 +12,8 @@ _LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
 
 def style() -> None:
     """Set matplotlib's parameters for the book: 6.5 in wide, light grid, colours and dashes."""
+    from mnlib.lab import figures  # needs IPython, which those who want the colours may lack
+
     figures.offer()
     plt.rcParams.update(
         {
