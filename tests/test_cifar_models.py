@@ -73,6 +73,18 @@ def test_shortcut_of_a_wider_block_subsamples_and_pads_with_zeros():
     assert not out[:, 3:].any()
 
 
+@pytest.mark.parametrize("after", [4, 8])
+def test_a_block_adds_its_branch_to_its_shortcut_before_the_relu(after):
+    torch.manual_seed(0)
+    block = BasicBlock(4, after).double().eval()
+    h = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    shortcut = h if after == 4 else torch.cat([h[:, :, ::2, ::2], torch.zeros(2, 4, 4, 4)], 1)
+    x = F.conv2d(h, block.branch[0].weight, stride=after // 4, padding=1)
+    x = F.conv2d(F.relu(x / (1 + 1e-5) ** 0.5), block.branch[3].weight, padding=1)
+    expected = F.relu(shortcut + x / (1 + 1e-5) ** 0.5)  # batch norm as it begins
+    torch.testing.assert_close(block(h), expected)
+
+
 def test_one_euler_step_is_the_residual_network(ode):
     ode.solve_with("euler", steps=1)
     h = X
