@@ -17,8 +17,9 @@ from sphinx.config import Config
 # Scripts and styles of which no page has anything: Thebe runs code on a server and is
 # declared twice, the other sets cards and tabs.
 UNUSED = ("sphinx-thebe", "THEBE_JS_URL", "sphinx-design", "design-tabs")
-# Names, punctuation and blanks in code: their colour is that of the text around them.
-PLAIN = re.compile(r'<span class="(?:n|p|w)">([^<]*)</span>')
+# Names, punctuation and blanks in code have the colour of the text around them, and
+# operators, the most of all, do without one.
+PLAIN = re.compile(r'<span class="(?:n|p|w|o)">([^<]*)</span>')
 RULE = re.compile(r"([^{}]*)\{((?:[^{}]|\{[^{}]*\})*)\}")
 SELECTOR = re.compile(r"(?:\((?:[^()]|\([^()]*\))*\)|[^,()])+")
 ICONS = "vendor/fontawesome/*"
