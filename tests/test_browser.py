@@ -251,6 +251,16 @@ def test_the_keyboard_reaches_whatever_can_be_clicked(tab, address):
     ]
 
 
+def test_a_figure_on_a_phone_is_as_large_as_its_type_needs_and_scrolls(tab, address):
+    show(tab, address + "vgg_pca.html", "narrow")
+    for image in tab.locator(".mnlib-figure img").all():
+        natural = image.evaluate("image => image.naturalWidth")
+        assert image.bounding_box()["width"] >= min(natural, 440)
+    wide = tab.locator(".mnlib-figure.mnlib-wide.mnlib-more")
+    assert wide.count()
+    assert wide.first.evaluate("figure => (figure.scrollLeft = 999, figure.scrollLeft)") > 99
+
+
 def test_a_figure_opens_and_closes_by_keyboard(tab, address):
     show(tab, address + "vgg_pca.html", "narrow")
     button = tab.locator("button.mnlib-enlarge").first

@@ -8,7 +8,8 @@ const make = (name, properties = {}, ...children) => {
 };
 
 /* What is wider than its place scrolls there: by keyboard too, and faded where it goes on. */
-const WIDE = ".bd-article :is(pre, div.math, .pst-scrollable-table-container, dt.sig, .mnlib-plain)";
+const WIDE =
+  ".bd-article :is(pre, div.math, .pst-scrollable-table-container, dt.sig, .mnlib-plain, .mnlib-figure)";
 
 function fade(element) {
   const more = element.scrollLeft + element.clientWidth < element.scrollWidth - 2;
@@ -40,7 +41,7 @@ function enlargeFigures() {
   for (const image of document.querySelectorAll(".bd-article img")) {
     if (image.closest("a, button")) continue;
     const button = make("button", { type: "button", className: "mnlib-enlarge", title: "Enlarge" });
-    image.replaceWith(button);
+    image.replaceWith(make("div", { className: "mnlib-figure" }, button));
     button.append(image);
     button.addEventListener("click", () => {
       Object.assign(picture, { src: image.src, alt: image.alt, className: image.className });
