@@ -41,6 +41,7 @@ def test_the_drafts_cache_is_new_for_whatever_may_change_an_outcome(tmp_path, mo
     for file in ("mnlib/pca.py", "mnlib/lab/book.py", "data/sha256sums", "inputs/weights.pth"):
         (tmp_path / file).write_text("1")
     monkeypatch.setattr(draft, "ROOT", tmp_path)
+    monkeypatch.delenv("MNLIB_TIER", raising=False)
     monkeypatch.setenv("MNLIB_DATA", str(tmp_path / "inputs"))
     seen = {draft.state()}
     assert draft.state() in seen
