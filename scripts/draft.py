@@ -36,7 +36,7 @@ def state() -> str:
 def settings(cache: Path) -> str:
     """Return the book's configuration with the outcomes of cells kept in ``cache``."""
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
-    config["execute"] |= {"execute_notebooks": "cache", "cache": str(cache)}
+    config["execute"]["cache"] = str(cache)
     return yaml.safe_dump(config, sort_keys=False)
 
 

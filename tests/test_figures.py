@@ -1,12 +1,17 @@
 """A figure of the site is a drawing where that is smaller, and its data are what it shows."""
 
+import base64
 import csv
+import io
+import re
 
 import matplotlib as mpl
 import numpy as np
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.pylabtools import select_figure_formats
 from matplotlib.figure import Figure
+from PIL import Image
 
 from mnlib.lab import figures
 
@@ -62,26 +67,36 @@ def test_a_diagram_has_no_data():
 
 
 def test_a_drawing_has_its_pictures_size_and_images_stay_pictures():
+    def drawing():
+        return figures.bundle(figure)[0].get("image/svg+xml")
+
     figure = Figure(figsize=(6, 3), dpi=120)
     ax = figure.subplots()
     ax.plot([0, 1], [0, 1])
     with mpl.rc_context({"svg.hashsalt": "mnlib"}):
-        text = figures.drawing(figure)
-        assert figures.drawing(figure) == text
-    assert 'width="7' in text.partition("viewBox")[0] or 'width="6' in text.partition("viewBox")[0]
-    assert "pt" not in text.partition("viewBox")[0].partition("<svg")[2]
+        text = drawing()
+        assert drawing() == text
+    png = base64.b64decode(figures.bundle(figure)[0]["image/png"])
+    shown = [int(n) for n in re.findall(r'(?:width|height)="(\d+)"', text.partition("viewBox")[0])]
+    picture = Image.open(io.BytesIO(png)).size
+    assert shown == pytest.approx(picture, abs=2)
     ax.plot(np.random.default_rng(0).random(20_000), marker="o")
-    assert figures.drawing(figure) is None
+    assert drawing() is None
     ax.clear()
     ax.imshow([[0, 1]])
-    assert figures.drawing(figure) is None
+    assert drawing() is None
 
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_only_the_sites_build_asks_for_them(monkeypatch, asked):
     shell = InteractiveShell()
+    select_figure_formats(shell, {"png"})
     monkeypatch.setattr(figures, "get_ipython", lambda: shell)
     monkeypatch.setenv("MNLIB_SITE", "1" if asked else "")
     figures.offer()
-    formatters = shell.display_formatter.formatters
-    assert (Figure in formatters["image/svg+xml"].type_printers) == asked
+    figures.offer()  # as a page may that sets its style twice
+    figure = Figure()
+    figure.subplots().plot([0, 1], [0, 1])
+    pictures, about = shell.display_formatter.format(figure)
+    assert ("image/svg+xml" in pictures) == asked
+    assert about.get("image/png", {}) == ({"csv": figures.data(figure)} if asked else {})

@@ -58,8 +58,6 @@ def test_the_drafts_settings_are_the_books_but_for_the_cache(tmp_path):
     config = yaml.safe_load(draft.settings(tmp_path))
     book = yaml.safe_load((ROOT / "_config.yml").read_text())
     assert config["execute"].pop("cache") == str(tmp_path)
-    assert config["execute"].pop("execute_notebooks") == "cache"
-    assert book["execute"].pop("execute_notebooks") == "force"
     assert json.dumps(config) == json.dumps(book)
 
 

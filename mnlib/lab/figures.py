@@ -1,5 +1,6 @@
 """What the site gives of a figure beside the picture: a drawing in lines, and its data."""
 
+import base64
 import csv
 import io
 import os
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 from matplotlib.ticker import FuncFormatter
 
-__all__ = ["data", "drawing", "offer"]
+__all__ = ["bundle", "data", "offer"]
 
 #: Of a series of more points, as a curve may have, every second or nth is given.
 MOST = 1000
@@ -34,22 +35,22 @@ def offer() -> None:
         return
     from matplotlib_inline import backend_inline  # noqa: F401  (loaded later, it would undo this)
 
-    formatters = shell.display_formatter.formatters
-    formatters["image/svg+xml"].for_type(Figure, drawing)
-    formatters["image/png"].for_type(
-        Figure, lambda figure: (print_figure(figure, "png"), {"csv": data(figure)})
-    )
+    shell.display_formatter.formatters["image/png"].pop(Figure, None)
+    shell.display_formatter.mimebundle_formatter.for_type(Figure, bundle)
 
 
-def drawing(figure: Figure) -> str | None:
-    """Return a figure as SVG of the size of its PNG; None if that is smaller or it shows images."""
-    if any(ax.images or _of(ax, QuadMesh) for ax in figure.axes):
-        return None
-    svg = print_figure(figure, "svg", metadata={"Date": None})
-    if len(svg.encode()) > len(print_figure(figure, "png")):
-        return None
-    points = figure.dpi / 72
-    return re.sub(r'="([\d.]+)pt"', lambda size: f'="{float(size[1]) * points:.0f}"', svg)
+def bundle(figure: Figure, include: object = None, exclude: object = None) -> tuple[dict, dict]:
+    """Return a figure as PNG, and as SVG where that is smaller and it shows no image; its data."""
+    png = print_figure(figure, "png")
+    pictures = {"image/png": base64.b64encode(png).decode()}
+    if not any(ax.images or _of(ax, QuadMesh) for ax in figure.axes):
+        svg = print_figure(figure, "svg", metadata={"Date": None})
+        if len(svg.encode()) <= len(png):
+            points = figure.dpi / 72  # to the size of the PNG
+            pictures["image/svg+xml"] = re.sub(
+                r'="([\d.]+)pt"', lambda size: f'="{float(size[1]) * points:.0f}"', svg
+            )
+    return pictures, {"image/png": {"csv": data(figure)}}
 
 
 def data(figure: Figure) -> str:
