@@ -3,9 +3,11 @@
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from mnlib import mobilenet
-from mnlib.cost import count_macs
+from mnlib.cifar import NeuralODE
+from mnlib.cost import count_macs, count_parameters
 from mnlib.gates import SqueezeExcitation, changed_gates
 from mnlib.lab import architecture
 
@@ -94,3 +96,26 @@ def test_without_gates_a_network_differs_in_nothing_but_the_gates():
     with torch.no_grad(), changed_gates(gated, lambda _i, s: torch.ones_like(s)):
         torch.testing.assert_close(bare(x), gated(x))
     assert any(isinstance(module, SqueezeExcitation) for module in gated.modules())
+
+
+def test_the_inverted_neural_ode_is_a_flow_at_the_cost_of_the_other():
+    torch.manual_seed(0)
+    ode, inverted = NeuralODE().eval(), architecture.inverted_neural_ode().eval()
+    assert count_parameters(inverted) == 253_114 <= count_parameters(ode) == 262_746
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    costs = []
+    for model in (ode, inverted):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(x[:1].float())
+        costs.append(counter.get_total_flops() / 2e6)
+    assert costs == pytest.approx([56.8, 56.0], abs=0.05)
+    inverted.double()
+    outputs = {}
+    for steps in (8, 16, 64):
+        inverted.solve_with("midpoint", steps=steps)
+        with torch.no_grad():
+            outputs[steps] = inverted(x)
+    error = {n: (outputs[n] - outputs[64]).norm() for n in (8, 16)}
+    assert error[8] / error[16] == pytest.approx(
+        4, rel=0.15
+    )  # of second order, as of a smooth field

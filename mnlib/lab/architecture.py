@@ -1,4 +1,4 @@
-"""A network seen from outside: its layers, the papers' figures, a drawing, one without gates."""
+"""A network seen from outside: its layers, the papers' figures, a drawing, and two variants."""
 
 import copy
 from pathlib import Path
@@ -10,6 +10,7 @@ from matplotlib.patches import Arc, Patch, Rectangle
 from torch import nn
 
 from mnlib import cost
+from mnlib.cifar import NeuralODE
 from mnlib.gates import SqueezeExcitation
 from mnlib.lab.style import COLOURS
 from mnlib.mobilenet import InvertedResidual, convolution_kind, mobilenet_v3_small
@@ -19,6 +20,7 @@ __all__ = [
     "PUBLISHED",
     "Layer",
     "draw",
+    "inverted_neural_ode",
     "layers",
     "legend_handles",
     "published",
@@ -123,3 +125,24 @@ def without_gates(network: nn.Module) -> nn.Module:
 def small_without_gates(**kwargs) -> nn.Module:
     """Return MobileNetV3-Small :func:`without_gates`; the arguments are its own."""
     return without_gates(mobilenet_v3_small(**kwargs))
+
+
+def inverted_neural_ode() -> NeuralODE:
+    """Return the Neural ODE of Table 1 with inverted residual blocks as its fields.
+
+    Each field expands its channels eightfold, filters them depth-wise and projects them back, with
+    biases, SiLU and no norm, as the 3×3 convolutions that it stands for. That keeps the network at
+    its size: 253,114 parameters to 262,746, and 56.0M multiply-adds to 56.8M.
+    """
+    network = NeuralODE()
+    for block in network.blocks:
+        channels = len(block.field.shift)
+        wide = 8 * channels
+        block.field.branch = nn.Sequential(
+            nn.Conv2d(channels, wide, 1),
+            nn.SiLU(),
+            nn.Conv2d(wide, wide, 3, padding=1, groups=wide),
+            nn.SiLU(),
+            nn.Conv2d(wide, channels, 1),
+        )
+    return network

@@ -32,11 +32,13 @@ EXPERIMENTS = """\
   flowers        last_block_slow  vgg19
   table1         slides     resnet20 neural_ode
   table1         unpenalised  neural_ode
+  table1         inverted   neural_ode
   table1         good       resnet20 neural_ode
   table1         trainval   resnet20 neural_ode
   table1         mirrored   resnet20 neural_ode
   table1_images  slides     resnet20 neural_ode
   table1_images  unpenalised  neural_ode
+  table1_images  inverted   neural_ode
   table1_images  good       resnet20 neural_ode
   table1_images  trainval   resnet20 neural_ode
   table1_images  mirrored   resnet20 neural_ode

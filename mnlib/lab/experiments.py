@@ -325,6 +325,12 @@ TABLE1: dict[str, dict[str, Training] | dict[str, Mirrored]] = {
     "unpenalised": {
         "neural_ode": _table1(SHORT, dataclasses.replace(SHORT_ODE, penalties=()))["neural_ode"]
     },
+    # the slides' question as they put it: may the field be an inverted residual block?
+    "inverted": {
+        "neural_ode": Training(
+            CIFAR10, architecture.inverted_neural_ode, SHORT_ODE, 5000, solvers=SOLVERS
+        )
+    },
     "good": GOOD_TRAININGS,
     # the good recipe has been chosen: now the images it was chosen with are learnt from, too
     "trainval": _table1(GOOD, GOOD_ODE, held_out=0),
