@@ -12,8 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import yaml
-
 from mnlib.lab import data, fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,26 +31,14 @@ def state() -> str:
     return digest.hexdigest()[:16]
 
 
-def settings(cache: Path) -> str:
-    """Return the book's configuration with the outcomes of cells kept in ``cache``."""
-    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
-    config["execute"]["cache"] = str(cache)
-    return yaml.safe_dump(config, sort_keys=False)
-
-
 def main() -> int:
     """Build into ``_build`` as the book does; return the builder's status."""
     cache = ROOT / "_build" / "draft" / state()
     cache.mkdir(parents=True, exist_ok=True)
-    config = ROOT / "_draft.yml"  # beside the book's, since paths in it are relative
-    config.write_text(settings(cache), encoding="utf-8")
-    try:
-        command = ["jupyter-book", "build", "book/", "--config", str(config)]
-        found = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        environment = {**os.environ, "MNLIB_DRAFT": "1", "PATH": found}
-        return subprocess.run(command, cwd=ROOT, env=environment).returncode
-    finally:
-        config.unlink()
+    found = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "MNLIB_DRAFT": str(cache), "PATH": found}
+    command = ["jupyter-book", "build", "book/"]
+    return subprocess.run(command, cwd=ROOT, env=environment).returncode
 
 
 if __name__ == "__main__":

@@ -1,10 +1,7 @@
 """The scripts of the project's own making keep what they write up to date."""
 
 import importlib.util
-import json
 from pathlib import Path
-
-import yaml
 
 from mnlib.lab import claims, runs
 
@@ -51,14 +48,6 @@ def test_the_drafts_cache_is_new_for_whatever_may_change_an_outcome(tmp_path, mo
         seen.add(draft.state())
     monkeypatch.setenv("MNLIB_TIER", "embedded")
     assert draft.state() not in seen
-
-
-def test_the_drafts_settings_are_the_books_but_for_the_cache(tmp_path):
-    draft = script("draft")
-    config = yaml.safe_load(draft.settings(tmp_path))
-    book = yaml.safe_load((ROOT / "_config.yml").read_text())
-    assert config["execute"].pop("cache") == str(tmp_path)
-    assert json.dumps(config) == json.dumps(book)
 
 
 def test_codemeta_says_what_citation_and_pyproject_say():

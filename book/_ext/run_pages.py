@@ -1,13 +1,13 @@
-"""Sphinx extension of the book: the cells of two pages at a time are run.
+"""Sphinx extension of the book: the cells of all pages are run, two pages at a time.
 
-A page keeps one core busy most of the time. MyST-NB would run each where Sphinx comes
-to it, one after the other; so they are run before, and it finds the outcomes in its
-cache. The cache is emptied first, for it knows of edits of the cells alone.
+A page keeps one core busy most of the time, and MyST-NB would run one after the other.
+So they are run before Sphinx reads them, and it reads what came of that. In a draft
+pages come from the cache in the folder ``MNLIB_DRAFT`` if their cells are there.
 """
 
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -24,8 +24,10 @@ LOGGER = logging.getLogger(__name__)
 
 AT_ONCE = 2  # a kernel takes up to 2 GB
 
+OUTCOMES: dict[str, NotebookNode] = {}
 
-def source(app: Sphinx, page: str) -> NotebookNode:
+
+def read(app: Sphinx, page: str) -> NotebookNode:
     """Return a notebook as Sphinx will read it."""
     text = [Path(app.env.doc2path(page)).read_text(encoding="utf-8")]
     app.emit("source-read", page, text)
@@ -33,19 +35,15 @@ def source(app: Sphinx, page: str) -> NotebookNode:
 
 
 def run_pages(app: Sphinx, env: BuildEnvironment, pages: list[str]) -> None:
-    """Run what Sphinx is about to read; of a draft what the cache has not."""
-    folder = Path(env.mystnb_config.execution_cache_path)
-    if not os.environ.get("MNLIB_DRAFT"):
-        shutil.rmtree(folder, ignore_errors=True)
-    cache = get_cache(folder)
-    waiting = {}
-    for page in pages:
-        if env.doc2path(page).endswith(".ipynb"):
-            notebook = source(app, page)
-            try:
-                cache.match_cache_notebook(notebook)
-            except KeyError:
-                waiting[page] = notebook
+    """Run what Sphinx is about to read."""
+    OUTCOMES.clear()
+    folder = os.environ.get("MNLIB_DRAFT")
+    cache = get_cache(folder) if folder else None
+    waiting = {p: read(app, p) for p in pages if env.doc2path(p).endswith(".ipynb")}
+    for page in list(waiting) if cache else ():
+        with suppress(KeyError):
+            OUTCOMES[page] = cache.merge_match_into_notebook(waiting[page])[1]
+            del waiting[page]
     longest_first = sorted(waiting, key=lambda page: -len(str(waiting[page])))
 
     def run(page: str) -> ExecutionResult:
@@ -53,20 +51,26 @@ def run_pages(app: Sphinx, env: BuildEnvironment, pages: list[str]) -> None:
         return single_nb_execution(waiting[page], cwd, None, allow_errors=False)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for page, result in zip(
-            longest_first, pool.map(run, longest_first), strict=True
-        ):
-            if result.err is not None:
+        for page, done in zip(longest_first, pool.map(run, longest_first), strict=True):
+            if done.err is not None:
                 pool.shutdown(cancel_futures=True)
-                raise ExtensionError(f"{page} failed:\n{result.exc_string}")
-            LOGGER.info("ran %s in %.0f s", page, result.time)
-            about = {"execution_seconds": result.time}
-            outcome = CacheBundleIn(result.nb, env.doc2path(page), data=about)
-            cache.cache_notebook_bundle(outcome, check_validity=False)
+                raise ExtensionError(f"{page} failed:\n{done.exc_string}")
+            LOGGER.info("ran %s in %.0f s", page, done.time)
+            OUTCOMES[page] = done.nb
+            if cache:
+                outcome = CacheBundleIn(done.nb, env.doc2path(page))
+                cache.cache_notebook_bundle(outcome, check_validity=False)
+
+
+def hand_over(app: Sphinx, page: str, source: list[str]) -> None:
+    """Let Sphinx read a page with its outcomes."""
+    if page in OUTCOMES:
+        source[0] = nbformat.writes(OUTCOMES[page])
 
 
 def setup(app: Sphinx) -> dict:
     """Connect the above."""
     app.setup_extension("myst_nb")
     app.connect("env-before-read-docs", run_pages)
+    app.connect("source-read", hand_over, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
