@@ -28,7 +28,8 @@ def built(tmp_path, monkeypatch):
     settings = {
         "extensions": ["myst_nb", "cell_tables", "run_pages"],
         "exclude_patterns": ["_build"],
-        "nb_execution_mode": "off",
+        "nb_execution_mode": "force",
+        "nb_execution_excludepatterns": ["*.ipynb"],  # else MyST-NB would run them once more
     }
 
     def build():
