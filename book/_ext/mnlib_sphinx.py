@@ -249,7 +249,11 @@ def show_files(app: Sphinx, error: Exception | None) -> None:
         for style in ("a11y-high-contrast-light", "a11y-high-contrast-dark")
     )
     shape = HtmlFormatter(linenos="inline", lineanchors="line", anchorlinenos=True)
+    draft = bool(os.environ.get("MNLIB_DRAFT"))
     for path in {path for path, _ in (*TESTS.values(), *SOURCES.values())}:
+        shown = Path(app.outdir) / page_of(path)
+        if draft and shown.exists() and shown.stat().st_mtime > path.stat().st_mtime:
+            continue
         code = highlight(path.read_text(encoding="utf-8"), PythonLexer(), shape)
         name = path.relative_to(ROOT).as_posix()
         module = path.parent.name if "/ode/" in name else path.stem
@@ -258,7 +262,7 @@ def show_files(app: Sphinx, error: Exception | None) -> None:
         if label in app.env.get_domain("std").anonlabels and "/lab/" not in name:
             back = f' · <a href="../reference.html#{label}">its reference</a>'
         page = FILE_PAGE.format(name=name, back=back, light=light, dark=dark, code=code)
-        (Path(app.outdir) / page_of(path)).write_text(page, encoding="utf-8")
+        shown.write_text(page, encoding="utf-8")
 
 
 def index_files(app: Sphinx) -> list:
