@@ -116,6 +116,5 @@ def test_the_inverted_neural_ode_is_a_flow_at_the_cost_of_the_other():
         with torch.no_grad():
             outputs[steps] = inverted(x)
     error = {n: (outputs[n] - outputs[64]).norm() for n in (8, 16)}
-    assert error[8] / error[16] == pytest.approx(
-        4, rel=0.15
-    )  # of second order, as of a smooth field
+    # of second order, as of a smooth field
+    assert error[8] / error[16] == pytest.approx(4, rel=0.15)

@@ -46,28 +46,28 @@ def built(tmp_path, monkeypatch):
 
 def test_a_build_runs_all_cells_again_and_a_draft_the_changed(tmp_path, built, monkeypatch):
     count = "from pathlib import Path\nwith Path('{0}.txt').open('a') as f:\n    f.write('{0}')"
-    (tmp_path / "index.ipynb").write_text(page(count.format("x")))
-    (tmp_path / "other.ipynb").write_text(page(count.format("y") + "\n6 * 7"))
+    (tmp_path / "index.ipynb").write_text(page(count.format("i")))
+    (tmp_path / "other.ipynb").write_text(page(count.format("o") + "\n6 * 7"))
     index = json.loads((tmp_path / "index.ipynb").read_text())
     index["cells"][0]["source"] += "\n\n```{toctree}\nother\n```"
     (tmp_path / "index.ipynb").write_text(json.dumps(index))
-    times = [(tmp_path / name).read_text for name in ("x.txt", "y.txt")]
+    times = [(tmp_path / name).read_text for name in ("i.txt", "o.txt")]
 
     out = built()
     assert "42" in (out / "other.html").read_text()
     executed = out.parent / "jupyter_execute" / "other.ipynb"  # from it come figures' data
     assert "42" in str(json.loads(executed.read_text())["cells"][1]["outputs"])
-    assert [time() for time in times] == ["x", "y"]
+    assert [time() for time in times] == ["i", "o"]
     built()
-    assert [time() for time in times] == ["xx", "yy"]
+    assert [time() for time in times] == ["ii", "oo"]
 
     monkeypatch.setenv("MNLIB_DRAFT", str(tmp_path / "_build" / "draft"))
     built()
-    assert [time() for time in times] == ["xxx", "yyy"]
-    changed = page(count.format("y") + "\n6 * 8")
+    assert [time() for time in times] == ["iii", "ooo"]
+    changed = page(count.format("o") + "\n6 * 8")
     (tmp_path / "other.ipynb").write_text(changed)
     assert "48" in (built() / "other.html").read_text()
-    assert [time() for time in times] == ["xxx", "yyyy"]
+    assert [time() for time in times] == ["iii", "oooo"]
 
 
 def test_a_page_that_fails_ends_the_build(tmp_path, built):

@@ -178,9 +178,7 @@ def write_downloads(app: Sphinx, error: Exception | None) -> None:
     """Replace each notebook among the site's sources."""
     if error is not None or app.builder.format != "html":
         return
-    if os.environ.get(
-        "MNLIB_DRAFT"
-    ):  # which its author looks at, and downloads nothing
+    if os.environ.get("MNLIB_DRAFT"):  # its author looks at it, and downloads nothing
         return
     for page in sorted(app.env.found_docs):
         offered = Path(app.outdir) / "_sources" / f"{page}.ipynb"

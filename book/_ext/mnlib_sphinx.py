@@ -249,7 +249,7 @@ def show_files(app: Sphinx, error: Exception | None) -> None:
         for style in ("a11y-high-contrast-light", "a11y-high-contrast-dark")
     )
     shape = HtmlFormatter(linenos="inline", lineanchors="line", anchorlinenos=True)
-    draft = bool(os.environ.get("MNLIB_DRAFT"))
+    draft = bool(os.environ.get("MNLIB_DRAFT"))  # which leaves what has not changed
     for path in {path for path, _ in (*TESTS.values(), *SOURCES.values())}:
         shown = Path(app.outdir) / page_of(path)
         if draft and shown.exists() and shown.stat().st_mtime > path.stat().st_mtime:

@@ -40,10 +40,11 @@ def run_pages(app: Sphinx, env: BuildEnvironment, pages: list[str]) -> None:
     folder = os.environ.get("MNLIB_DRAFT")
     cache = get_cache(folder) if folder else None
     waiting = {p: read(app, p) for p in pages if env.doc2path(p).endswith(".ipynb")}
-    for page in list(waiting) if cache else ():
-        with suppress(KeyError):
-            OUTCOMES[page] = cache.merge_match_into_notebook(waiting[page])[1]
-            del waiting[page]
+    if cache:
+        for page in list(waiting):
+            with suppress(KeyError):  # its cells are not there
+                OUTCOMES[page] = cache.merge_match_into_notebook(waiting[page])[1]
+                del waiting[page]
     longest_first = sorted(waiting, key=lambda page: -len(str(waiting[page])))
 
     def run(page: str) -> ExecutionResult:
