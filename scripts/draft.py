@@ -10,16 +10,18 @@ import hashlib
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
-from mnlib.lab import data, fingerprint
+from mnlib.lab import data
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def state() -> str:
     """Return the hash of all that can change an outcome but the cells themselves."""
-    digest = hashlib.sha256(repr(fingerprint.versions()).encode())
+    installed = sorted(f"{found.name} {found.version}" for found in metadata.distributions())
+    digest = hashlib.sha256(repr((sys.version, installed)).encode())
     digest.update(os.environ.get("MNLIB_TIER", "").encode())
     for path in sorted([*(ROOT / "mnlib").rglob("*.py"), ROOT / "data" / "sha256sums"]):
         digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())

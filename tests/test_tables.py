@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -131,3 +132,18 @@ def test_a_verdict_is_a_chip_and_its_table_a_ledger(build):
 def test_a_page_has_a_description_and_the_search_knows_decimals(build):
     page = build("html")
     assert re.search(r'<meta name="description" content="Table 1.1 and it; −0.50 and 43.15', page)
+
+
+def test_every_verdict_has_a_chip_and_no_extension_makes_an_author_wait_for_torch():
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import cell_tables, downloads, light_pages, mnlib_sphinx, play, reference, run_pages\n"
+        "assert 'torch' not in sys.modules, 'torch is imported'\n"
+        "from mnlib.lab import claims\n"
+        "verdicts = {c.expected for c in claims.load_claims()} | {claims.NOT_MEASURED}\n"
+        "kinds = {e.kind for e in claims.load_errata()}\n"
+        "assert verdicts | kinds <= set(cell_tables.CHIPS), verdicts | kinds\n"
+    )
+    command = [sys.executable, "-c", code, str(EXTENSIONS)]
+    done = subprocess.run(command, cwd=EXTENSIONS.parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from mnlib.lab import data, export, play
+from mnlib.lab import data
 
 SOURCES = Path(__file__).resolve().parents[1] / "play"
 
@@ -48,44 +48,77 @@ class Piece:
         )
 
 
-PIECES = {
-    "cost": Piece(
+# Each imports what it needs when a page asks for it: with PyTorch that takes seconds,
+# and an author waits for them.
+
+
+def cost() -> Piece:
+    """Return chapter 2's cost calculator."""
+    from mnlib.lab import play
+
+    return Piece(
         "Cost calculator",
         "With scripts the settings can be turned; here are those that it starts with.",
         play.cost_rows,
         lambda: {"start": play.COST, "forms": play.FORMS},
-    ),
-    "flow": Piece(
+    )
+
+
+def flow() -> Piece:
+    """Return chapter 4's bench of flows and gradients."""
+    from mnlib.lab import play
+
+    return Piece(
         "Flow and adjoint bench",
         "With scripts the start can be dragged and the length, the method and the "
         "steps chosen; here is the gradient by all ways for those that it starts with.",
         play.flow_rows,
         play.flow_data,
-    ),
-    "rank": Piece(
+    )
+
+
+def rank() -> Piece:
+    """Return chapter 3's slider."""
+    from mnlib.lab import play
+
+    return Piece(
         "Rank slider",
         "With scripts the number of blocks can be turned and seen in a slice; here is "
         "the relative error of the whole layer for each number of blocks.",
         play.rank_rows,
         play.rank_data,
-    ),
-    "photograph": Piece(
+    )
+
+
+def photograph() -> Piece:
+    """Return chapter 8's network for the reader's photograph."""
+    from mnlib.lab import export
+
+    return Piece(
         "Your photograph",
         "With scripts, this network looks at a picture of yours, which stays with you.",
         export.photograph_rows,
         export.photograph,
         needs="onnxruntime_web",
         write=export.write_photograph,
-    ),
-    "telephone": Piece(
+    )
+
+
+def telephone() -> Piece:
+    """Return chapter 7's networks that are timed on the reader's device."""
+    from mnlib.lab import export
+
+    return Piece(
         "Your telephone",
         "With scripts, these networks take turns on your device and are timed there.",
         export.telephone_rows,
         export.telephone,
         needs="onnxruntime_web",
         write=export.write_telephone,
-    ),
-}
+    )
+
+
+PIECES = {piece.__name__: piece for piece in (cost, flow, rank, photograph, telephone)}
 
 
 def table(rows: list[dict[str, str]]) -> nodes.table:
@@ -116,7 +149,7 @@ class Play(SphinxDirective):
             raise self.error(
                 f"{name!r} is no piece that plays: choose one of {', '.join(PIECES)}"
             )
-        piece = PIECES[name]
+        piece = PIECES[name]()
         still = piece.still()
         return [
             nodes.container(
@@ -192,7 +225,7 @@ def add_loader(
     folder = Path(app.outdir) / "play"
     for node in playing:
         name = node["ids"][0].removeprefix("play-")
-        piece = PIECES[name]
+        piece = PIECES[name]()
         script = bundle(name, piece.data())
         (folder / f"{name}.js").write_text(script, encoding="utf-8")
         piece.write(folder / "onnx")
