@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import nbformat
@@ -180,6 +180,8 @@ def write_downloads(app: Sphinx, error: Exception | None) -> None:
         return
     if os.environ.get("MNLIB_DRAFT"):  # its author looks at it, and downloads nothing
         return
+    # Each reference reads the tree of its page, and would unpickle it once more.
+    app.env.get_doctree = cache(app.env.get_doctree)
     for page in sorted(app.env.found_docs):
         offered = Path(app.outdir) / "_sources" / f"{page}.ipynb"
         executed = Path(app.outdir).parent / "jupyter_execute" / f"{page}.ipynb"
