@@ -52,6 +52,23 @@ def test_the_bars_beside_the_ticks_of_named_places_have_their_names():
     assert [(row["x"], row["y"]) for row in read(figure)] == [("first", "3"), ("second", "4")]
 
 
+@pytest.mark.parametrize("ticks", [{}, {"yticks": []}, {"yticks": range(2)}])
+def test_bars_have_their_names_where_the_axis_shows_none(ticks):
+    figure = Figure()
+    for ax in figure.subplots(1, 2, sharey=not ticks):  # the right one's names are hidden
+        ax.barh(["a", "b"], [1, 2])
+        ax.set(**ticks)
+    assert [row["y"] for row in read(figure)] == ["a", "b"] * 2
+
+
+def test_the_bars_of_an_axis_without_ticks_have_their_places():
+    figure = Figure()
+    ax = figure.subplots()
+    ax.barh([1, 2], [3, 4])
+    ax.set_yticks([], [])
+    assert [row["y"] for row in read(figure)] == ["1", "2"]
+
+
 def test_of_a_long_curve_every_nth_point_is_given():
     figure = Figure()
     figure.subplots().plot(np.arange(2500))

@@ -75,3 +75,12 @@ def test_a_page_that_fails_ends_the_build(tmp_path, built):
     with pytest.raises(ExtensionError, match=r"(?s)index failed.*ZeroDivisionError"):
         built()
     assert not (tmp_path / "_build" / "html" / "index.html").exists()
+
+
+def test_so_does_a_page_that_fails_to_show_what_it_has(tmp_path, built):
+    """Jupyter goes on after such an error, and the page would have a traceback for a figure."""
+    (tmp_path / "index.ipynb").write_text(
+        page("class Figure:\n    def _repr_html_(self):\n        return 1 / 0\n\n\nFigure()")
+    )
+    with pytest.raises(ExtensionError, match=r"(?s)index shows an error.*division by zero"):
+        built()

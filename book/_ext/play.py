@@ -84,7 +84,7 @@ def rank() -> Piece:
     return Piece(
         "Rank slider",
         "With scripts the number of blocks can be turned and seen in a slice; here is "
-        "the relative error of the whole layer for each number of blocks.",
+        "the relative error of the whole second convolution for each number of blocks.",
         play.rank_rows,
         play.rank_data,
     )

@@ -34,6 +34,14 @@ def read(app: Sphinx, page: str) -> NotebookNode:
     return nbformat.reads(text[0], as_version=4)
 
 
+def errors_shown(notebook: NotebookNode) -> str:
+    """Return tracebacks of cells that went on, as where a figure cannot be shown."""
+    outputs = (out for cell in notebook.cells for out in cell.get("outputs", ()))
+    return "\n".join(
+        "\n".join(out.traceback) for out in outputs if out.output_type == "error"
+    )
+
+
 def run_pages(app: Sphinx, env: BuildEnvironment, pages: list[str]) -> None:
     """Run what Sphinx is about to read."""
     OUTCOMES.clear()
@@ -56,6 +64,9 @@ def run_pages(app: Sphinx, env: BuildEnvironment, pages: list[str]) -> None:
             if done.err is not None:
                 pool.shutdown(cancel_futures=True)
                 raise ExtensionError(f"{page} failed:\n{done.exc_string}")
+            if shown := errors_shown(done.nb):
+                pool.shutdown(cancel_futures=True)
+                raise ExtensionError(f"{page} shows an error:\n{shown}")
             LOGGER.info("ran %s in %.0f s", page, done.time)
             OUTCOMES[page] = done.nb
             if cache:

@@ -112,7 +112,9 @@ def _series(artist: Artist, ax: Axes) -> str:
 
 def _name(axis: Axis, place: float) -> str | float:
     """Return the name that an axis of categories has for a place, else the place."""
-    if not isinstance(axis.get_major_formatter(), (FuncFormatter, StrCategoryFormatter)):
+    formatter, ticks = axis.get_major_formatter(), axis.get_ticklocs()
+    if isinstance(formatter, StrCategoryFormatter):  # it knows them all, with ticks or without
+        return formatter(place)
+    if not isinstance(formatter, FuncFormatter) or len(ticks) == 0:
         return place
-    nearest = np.argmin(abs(np.asarray(axis.get_ticklocs()) - place))
-    return axis.get_ticklabels()[nearest].get_text()
+    return formatter(min(ticks, key=lambda tick: abs(tick - place)))
