@@ -81,12 +81,14 @@ def rank() -> Piece:
     """Return chapter 3's slider."""
     from mnlib.lab import play
 
+    about = play.rank_data()
     return Piece(
         "Rank slider",
         "With scripts the number of blocks can be turned and seen in a slice; here is "
-        "the relative error of the whole second convolution for each number of blocks.",
+        f"the relative error of the whole layer, {about['layer']} of "
+        f"{about['network']}, for each number of blocks.",
         play.rank_rows,
-        play.rank_data,
+        lambda: about,
     )
 
 
