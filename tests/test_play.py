@@ -9,11 +9,13 @@ import shutil
 import subprocess
 import sys
 import threading
+import types
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+from docutils import nodes
 
 from mnlib.lab import play
 from mnlib.ode import odeint
@@ -252,6 +254,47 @@ def test_a_form_that_the_bundle_does_not_read_is_refused(extension, tmp_path, mo
     script = extension.bundle("a", {"x": 1})
     assert script.index("modules.b =") < script.index("modules.a =")
     assert 'mnlibPlay.ready("a", modules.a.mount, {"x":1})' in script
+
+
+def test_a_draft_makes_a_piece_once_and_a_build_each_time(extension, tmp_path, monkeypatch):
+    made, written = [], []
+
+    def piece():
+        made.append(1)
+        rows = [{"a": "b"}]
+        return extension.Piece("A", "B.", lambda: rows, lambda: {"x": 1}, write=written.append)
+
+    (tmp_path / "play").mkdir()
+    (tmp_path / "a.js").write_text("export const mount = 3;\n")
+    monkeypatch.setattr(extension, "SOURCES", tmp_path)
+    monkeypatch.setattr(extension, "PIECES", {"a": piece})
+    builder = types.SimpleNamespace(name="html")
+    app = types.SimpleNamespace(builder=builder, outdir=tmp_path, add_js_file=lambda *a, **k: None)
+
+    def build(draft=None):
+        """Return how often this build has made the piece, and written its files."""
+        if draft:
+            draft.mkdir(exist_ok=True)
+            monkeypatch.setenv("MNLIB_DRAFT", str(draft))
+        else:
+            monkeypatch.delenv("MNLIB_DRAFT", raising=False)
+        made.clear()
+        written.clear()
+        about = extension.shown("a")
+        assert (about["rows"], about["plays"]) == ([{"a": "b"}], True)
+        place = nodes.container("", classes=["mnlib-play"], ids=["play-a"])
+        extension.add_loader(app, "page", "", {}, place)
+        assert 'mount, {"x":1})' in (tmp_path / "play" / "a.js").read_text()
+        return len(made), len(written)
+
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert build()[1] == 1
+    assert build(one)[1] == 1
+    assert build(one) == (0, 0)
+    assert build(other)[1] == 1  # of another state, over what the first has written
+    assert build(one)[1] == 1
+    assert build()[1] == 1
+    assert build(one)[1] == 1
 
 
 # --- in a browser -----------------------------------------------------------------------------
