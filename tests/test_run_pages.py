@@ -84,3 +84,16 @@ def test_so_does_a_page_that_fails_to_show_what_it_has(tmp_path, built):
     )
     with pytest.raises(ExtensionError, match=r"(?s)index shows an error.*division by zero"):
         built()
+
+
+@pytest.mark.parametrize("asked", ["active", None])
+def test_threads_of_two_kernels_wait_asleep_unless_asked_otherwise(
+    tmp_path, built, monkeypatch, asked
+):
+    monkeypatch.setenv("OMP_WAIT_POLICY", asked or "")
+    if asked is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    (tmp_path / "index.ipynb").write_text(
+        page("import os\n\nprint('threads', os.environ['OMP_WAIT_POLICY'])")
+    )
+    assert f"threads {asked or 'passive'}" in (built() / "index.html").read_text()

@@ -59,6 +59,9 @@ def run_pages(app: Sphinx, env: BuildEnvironment, pages: list[str]) -> None:
         cwd = str(Path(env.doc2path(page)).parent)
         return single_nb_execution(waiting[page], cwd, None, allow_errors=False)
 
+    # A kernel has a thread for every core: if those that wait would spin, two kernels
+    # would take up to ten times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for page, done in zip(longest_first, pool.map(run, longest_first), strict=True):
             if done.err is not None:
