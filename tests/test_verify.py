@@ -106,13 +106,32 @@ def test_a_flipped_byte_in_weights_is_found_by_their_run_too(project):
     assert outcomes("toy-b-short-0")["toy-b-short-0"].outcome == verify.FAILS
 
 
-def test_a_changed_input_is_found(project, monkeypatch):
+@pytest.mark.parametrize("recorded", ["0" * 64, runs.NOT_RECORDED])
+def test_a_changed_input_is_found(project, monkeypatch, recorded):
+    """By an old record, too, whose input's hash a later one names."""
+    record(project, "a", inputs={"mnist": {"source": "here", "sha256": recorded}})
     monkeypatch.setattr(fingerprint, "inputs", lambda name: {"source": "", "sha256": "1" * 64})
     found = outcomes()["toy-a-short-0"]
     assert (found.outcome, found.why) == (
         verify.FAILS,
         "mnist has another content than recorded",
     )
+
+
+def test_another_version_of_photographs_or_weights_says_nothing_of_a_record(project, monkeypatch):
+    """As the photographs in full size, or weights that another project has published."""
+    versions = {"tf_flowers": "2" * 64, "mnist": "0" * 64}
+    inputs = {name: {"source": "here", "sha256": sha} for name, sha in versions.items()}
+    record(project, "a", inputs=inputs)
+    here = dict.fromkeys(versions, "0" * 64)
+    monkeypatch.setattr(fingerprint, "inputs", lambda name: {"source": "", "sha256": here[name]})
+    found = outcomes()["toy-a-short-0"]
+    assert (found.outcome, found.why) == (
+        verify.NOT_HERE,
+        "another version of tf_flowers is here than was recorded",
+    )
+    here["mnist"] = "1" * 64
+    assert outcomes()["toy-a-short-0"].outcome == verify.FAILS
 
 
 def test_changed_code_is_evaluated_again_and_may_fail(project, monkeypatch):

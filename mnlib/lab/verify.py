@@ -30,6 +30,9 @@ __all__ = [
     "verify",
 ]
 
+#: Inputs of which every source has the same content: of the others there are versions.
+ONE_CONTENT = ("cifar10", "mnist")
+
 VALID = "valid"
 AGAIN = "code changed, re-evaluated to the same outcome"
 IDENTICAL = "re-run, bit-identical"
@@ -150,12 +153,15 @@ def _files(folder: Path) -> Iterator[Finding]:
 
 
 def _changed_inputs(run: Run) -> list[str]:
-    """Return the inputs that are here and other than recorded."""
-    return [
-        name
-        for name, entry in run.inputs.items()
-        if entry["sha256"] not in (NOT_RECORDED, _here(name))
-    ]
+    """Return the inputs that are here and other than recorded, by this record or by later ones."""
+    every = runs.load_runs()
+    changed = []
+    for name, entry in run.inputs.items():
+        of = [run] if entry["sha256"] != NOT_RECORDED else [r for r in every if name in r.inputs]
+        known = {r.inputs[name]["sha256"] for r in of} - {NOT_RECORDED}
+        if known and _here(name) not in known:
+            changed.append(name)
+    return changed
 
 
 def _here(name: str) -> str | None:
@@ -167,7 +173,7 @@ def _run(run: Run) -> tuple[str, str]:
     task = experiments.task(run)
     absent = [name for name in run.inputs if data.tier(name) != "real data"]
     changed = [name for name in _changed_inputs(run) if name not in absent]
-    if changed:
+    if {*changed} & {*ONE_CONTENT}:
         return FAILS, f"{', '.join(changed)} has another content than recorded"
     if run.checkpoint is not None:
         try:
@@ -176,6 +182,8 @@ def _run(run: Run) -> tuple[str, str]:
             return (NOT_HERE if places.CHECKOUT is None else FAILS), str(error)
         except ValueError as error:
             return FAILS, str(error)
+    if changed:  # photographs of another size, weights that came another way
+        return NOT_HERE, f"another version of {' and '.join(changed)} is here than was recorded"
     same_code = run.code == fingerprint.code(task)
     hashed = all(entry["sha256"] != NOT_RECORDED for entry in run.inputs.values())
     if same_code and hashed and not absent:
