@@ -24,6 +24,7 @@ __all__ = [
     "SUMS",
     "Counted",
     "Finding",
+    "changed_inputs",
     "load_counted",
     "parsed",
     "sums",
@@ -152,8 +153,8 @@ def _files(folder: Path) -> Iterator[Finding]:
             yield Finding("file", name, VALID, "its hash is the listed one")
 
 
-def _changed_inputs(run: Run) -> list[str]:
-    """Return the inputs that are here and other than recorded, by this record or by later ones."""
+def changed_inputs(run: Run) -> list[str]:
+    """Return the inputs that are not here as recorded, by this record or, if old, by later ones."""
     every = runs.load_runs()
     changed = []
     for name, entry in run.inputs.items():
@@ -172,7 +173,7 @@ def _run(run: Run) -> tuple[str, str]:
     """Return outcome and reason of a record as it stands."""
     task = experiments.task(run)
     absent = [name for name in run.inputs if data.tier(name) != "real data"]
-    changed = [name for name in _changed_inputs(run) if name not in absent]
+    changed = [name for name in changed_inputs(run) if name not in absent]
     if {*changed} & {*ONE_CONTENT}:
         return FAILS, f"{', '.join(changed)} has another content than recorded"
     if run.checkpoint is not None:
