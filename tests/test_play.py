@@ -282,7 +282,7 @@ def test_a_draft_makes_a_piece_once_and_a_build_each_time(extension, tmp_path, m
         written.clear()
         about = extension.shown("a")
         assert (about["rows"], about["plays"]) == ([{"a": "b"}], True)
-        place = nodes.container("", classes=["mnlib-play"], ids=["play-a"])
+        place = nodes.container("", classes=["mnlib-play"], ids=["play-a"], data=about["data"])
         extension.add_loader(app, "page", "", {}, place)
         assert 'mount, {"x":1})' in (tmp_path / "play" / "a.js").read_text()
         return len(made), len(written)

@@ -181,6 +181,7 @@ class Play(SphinxDirective):
                 table(about["rows"]),
                 classes=["mnlib-play"] if about["plays"] else [],
                 ids=[f"play-{name}"],
+                data=about["data"],
             )
         ]
 
@@ -247,7 +248,7 @@ def add_loader(
     folder = Path(app.outdir) / "play"
     for node in playing:
         name = node["ids"][0].removeprefix("play-")
-        script = bundle(name, shown(name)["data"])
+        script = bundle(name, node["data"])
         (folder / f"{name}.js").write_text(script, encoding="utf-8")
         draft = os.environ.get("MNLIB_DRAFT")
         by = folder / f"{name}.draft"  # says which draft has written the rest

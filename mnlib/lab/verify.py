@@ -155,11 +155,12 @@ def _files(folder: Path) -> Iterator[Finding]:
 
 def changed_inputs(run: Run) -> list[str]:
     """Return the inputs that are not here as recorded, by this record or, if old, by later ones."""
-    every = runs.load_runs()
     changed = []
     for name, entry in run.inputs.items():
-        of = [run] if entry["sha256"] != NOT_RECORDED else [r for r in every if name in r.inputs]
-        known = {r.inputs[name]["sha256"] for r in of} - {NOT_RECORDED}
+        known = {entry["sha256"]}
+        if NOT_RECORDED in known:
+            known = {r.inputs[name]["sha256"] for r in runs.load_runs() if name in r.inputs}
+        known.discard(NOT_RECORDED)
         if known and _here(name) not in known:
             changed.append(name)
     return changed
